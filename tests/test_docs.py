@@ -1,0 +1,137 @@
+"""What the doc site is made of: the filter in docs/nbfilter.py on the real notebooks, and the pages in _quarto.yml."""
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT/"nbs"
+FILTER = ROOT/"docs"/"nbfilter.py"
+NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(part[0] in "._" for part in p.relative_to(NBS).parts))
+HIDDEN = {"hide", "default_exp", "exporti"}
+
+
+def source(cell): return "".join(cell["source"])
+def text_of(data): return data if isinstance(data, str) else "".join(data) if isinstance(data, list) else data
+
+
+def call_filter(notebook, folder=NBS):
+    "Run the filter as Quarto does: JSON in, JSON out, in the notebook's folder"
+    command = [sys.executable, FILTER]
+    res = subprocess.run(command, input=json.dumps(notebook), cwd=folder, capture_output=True, text=True)
+    assert res.returncode == 0, res.stderr[-2000:]
+    return json.loads(res.stdout)
+
+
+def notebook(*cells):
+    new = nbformat.v4
+    made = [new.new_markdown_cell(c[3:]) if c.startswith("md:") else new.new_code_cell(c) for c in cells]
+    meta = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+    return json.loads(nbformat.writes(new.new_notebook(cells=made, metadata=meta)))
+
+
+@pytest.fixture(scope="session")
+def small():
+    nb = notebook("md:# Title\n\n> Subtitle\n\nPurpose of `load_audio`.", "#| default_exp never", "#| export\nimport math",
+        "#| export\ndef twice(x:int # a number\n         ) -> int: # its double\n    'Double it.'\n    return 2*x",
+        "print(twice(2))", "#| hide\nsecret = 1", "#| slow\nlong = 1", "#| echo: false\nshown = 1")
+    nb["cells"][4]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["4\n"]}]
+    return nb
+
+
+@pytest.fixture(scope="session")
+def small_page(small): return call_filter(small)
+
+
+def test_filter_keeps_title_code_and_outputs(small_page):
+    nbformat.validate(nbformat.from_dict(small_page))
+    sources = [source(cell) for cell in small_page["cells"]]
+    assert sources[0].startswith("# Title\n\n> Subtitle\n\nPurpose of ")
+    assert any(s.endswith("return 2*x") for s in sources) and "long = 1" in sources
+    assert "#| echo: false\nshown = 1" in sources   # Quarto's own options are Quarto's to read
+    shown = next(cell for cell in small_page["cells"] if source(cell) == "print(twice(2))")
+    assert text_of(shown["outputs"][0]["text"]) == "4\n"
+
+
+def test_filter_puts_a_heading_above_a_definition(small_page):
+    sources = [source(cell) for cell in small_page["cells"]]
+    at = next(i for i, s in enumerate(sources) if s.endswith("return 2*x"))
+    assert sources[at - 1] == "### twice" and small_page["cells"][at - 1]["cell_type"] == "markdown"
+    assert sources[at].startswith("#| code-fold: show\n")
+
+
+def test_filter_drops_what_is_hidden(small_page):
+    text = json.dumps(small_page["cells"])
+    assert all(word not in text for word in ("secret", "import math", "default_exp", "#| export", "#| hide", "#| slow"))
+
+
+def test_filter_links_to_the_pages_of_this_site(small_page):
+    if (NBS/"00_audio.ipynb").exists(): assert "(00_audio.ipynb#load_audio)" in source(small_page["cells"][0])
+    page = call_filter(notebook("md:# A tutorial\n\n`load_audio` from a folder"), ROOT/"tests")
+    assert "(../nbs/00_audio.ipynb#load_audio)" in source(page["cells"][0])
+
+
+def test_filter_emits_lines_and_is_idempotent(small_page):
+    for cell in small_page["cells"]:
+        assert isinstance(cell["source"], list) and all("\n" not in line[:-1] for line in cell["source"])
+    assert call_filter(small_page) == small_page
+
+
+def test_filter_takes_a_notebook_of_markdown_only():
+    page = call_filter(notebook("md:# Only text\n\n> No code\n\nA paragraph."))
+    assert source(page["cells"][0]) == "# Only text\n\n> No code\n\nA paragraph."
+    assert call_filter(page) == page
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_page(path):
+    before = json.loads(path.read_text(encoding="utf-8"))
+    page = call_filter(before, path.parent)
+    nbformat.validate(nbformat.from_dict(page))
+    sources = [source(cell) for cell in page["cells"]]
+    for text in sources:
+        options = [line for line in text.splitlines() if re.match(r"\s*#\s*\|", line)]
+        assert all(re.match(r"#\| [\w-]+: ", line) for line in options), f"a directive is left: {options}"
+    for cell in before["cells"]:
+        found = set(re.findall(r"^#\|\s*(\w+)", source(cell), re.MULTILINE)) if cell["cell_type"] == "code" else set()
+        code = re.sub(r"^#\|.*\n", "", source(cell), flags=re.MULTILINE).strip()
+        if found & HIDDEN and code: assert code not in sources, f"a hidden cell is shown: {code[:200]}"
+        elif cell.get("outputs") and not found and not re.search(r"^\s*(import|from) ", code, re.MULTILINE):
+            after = next((c for c in page["cells"] if source(c) == source(cell).strip()), None)
+            assert after, f"a cell is lost: {code[:200]}"
+            assert [o["output_type"] for o in after["outputs"]] == [o["output_type"] for o in cell["outputs"]]
+    if path.stem[3:] and (ROOT/"lmac"/f"{path.stem[3:]}.py").exists():
+        headings = "\n".join(s for s in sources if "\n\n### " in s)
+        assert f"/blob/main/lmac/{path.stem[3:]}.py#L" in headings, "no heading links to its source"
+    for link in re.findall(r"\]\((?!\w+:)([^)#\s]+\.ipynb)", "\n".join(sources)):
+        assert (path.parent/link).exists(), f"{path.name} links to {link}, which is not there"
+
+
+def entries(contents):
+    "All pages named in a sidebar of _quarto.yml, globs expanded, in reading order"
+    if isinstance(contents, str): return sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(contents))
+    def pages(entry):
+        if isinstance(entry, str): return [entry]
+        return entries(entry["contents"]) if "contents" in entry else [entry["href"]]
+    return [page for entry in contents for page in pages(entry)]
+
+
+def test_sidebar_holds_every_notebook_in_reading_order():
+    config = yaml.safe_load((ROOT/"_quarto.yml").read_text())
+    listed = entries(config["website"]["sidebar"]["contents"])
+    assert sorted(listed) == sorted(str(p.relative_to(ROOT)) for p in NOTEBOOKS)
+    numbered = [name for name in listed if re.match(r"nbs/\d", name)]
+    assert numbered == sorted(numbered) and listed[0] == "nbs/index.ipynb"
+
+
+def test_quarto_settings_that_the_site_depends_on():
+    config = yaml.safe_load((ROOT/"_quarto.yml").read_text())
+    assert config["project"]["render"][0] == "nbs/index.ipynb" and config["project"]["output-dir"] == "_site"
+    assert config["execute"]["enabled"] is False and config["ipynb-filters"] == ["docs/nbfilter.py"]
+    ignored = (ROOT/".gitignore").read_text().splitlines()
+    assert {"/.quarto/", "**/*.quarto_ipynb", "/_site/"} <= set(ignored)   # quarto appends the first two itself
