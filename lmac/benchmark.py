@@ -97,7 +97,7 @@ def score_clips(
         decided=[explainer.labels[i] for i in decided], correct=(decided == dataset.targets).numpy(),
         **{k: v.numpy() for k, v in scores.items()}))
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark028
+# %% ../nbs/10_benchmark.ipynb #10benchmark032
 def summarize_table(
     per_clip:pd.DataFrame, # from `score_clips`
     seed:int=0, # of the resampling
@@ -106,7 +106,7 @@ def summarize_table(
     numbers = per_clip.select_dtypes('number')
     return pd.DataFrame(summarize({k: torch.tensor(v.to_numpy()) for k, v in numbers.items()}, seed=seed)).T.astype(dict(n=int))
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark031
+# %% ../nbs/10_benchmark.ipynb #10benchmark035
 @torch.inference_mode()
 def time_decoder(
     explainer:LMAC, # what is measured
@@ -128,7 +128,7 @@ def time_decoder(
     median = {name: statistics.median(measured[1:]) for name, measured in seconds.items()}
     return dict(median, ratio=median['decoder_s'] / median['classifier_s'], n_repeats=n_repeats, batch_size=batch_size)
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark034
+# %% ../nbs/10_benchmark.ipynb #10benchmark038
 def full_width(
     n_classes:int=50, # as in ESC-50
 ) -> LMAC: # untrained, for measurements
@@ -137,7 +137,7 @@ def full_width(
     classifier = TappedClassifier(Cnn14(n_classes), LogMel(), taps, [f'class {k}' for k in range(n_classes)], 16000)
     return LMAC(classifier, MaskDecoder.for_classifier(classifier, stft), stft)
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark037
+# %% ../nbs/10_benchmark.ipynb #10benchmark041
 MEASURE = ("import resource, subprocess, sys; status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL); "
            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(status)")
 
@@ -161,7 +161,7 @@ def peak_memory_mb(
     torch_only = peak_rss_mb([sys.executable, '-c', 'import torch'])
     return dict(lmac_explain=explain, import_torch=torch_only, beyond_torch=explain - torch_only)
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark040
+# %% ../nbs/10_benchmark.ipynb #10benchmark044
 def git_revision(
     folder:Path=None, # with an `__init__.py`; None: that of the package
 ): # dict of `revision` and `dirty` (whether files in the folder differ from it), or None outside a checkout
@@ -186,7 +186,7 @@ def command_line(
     absolute = r'(^|=)(?:[/~\\]|[A-Za-z]:[/\\]).*[/\\]'
     return shlex.join(re.sub(absolute, r'\1', str(arg)) for arg in argv)
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark042
+# %% ../nbs/10_benchmark.ipynb #10benchmark046
 def provenance(
     explainer:LMAC, # what was evaluated
     name:str, # its name or folder
@@ -206,7 +206,7 @@ def provenance(
         dataset=dict(name=Path(data).name, folds=sorted(set(clips.folds.tolist())), n_clips=len(clips)),
         git=git_revision(), machine=machine() | dict(device=explainer.device.type), versions=versions)
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark044
+# %% ../nbs/10_benchmark.ipynb #10benchmark048
 def summarize_conditions(
     tables:dict, # (mask, judged_on) → table of `score_clips`
     seed:int=0, # of the resampling
@@ -217,7 +217,7 @@ def summarize_conditions(
     correct = torch.tensor(next(iter(tables.values()))['correct'].to_numpy())
     return dict(accuracy=summarize(dict(accuracy=100. * correct), seed=seed)['accuracy'], results=rows)
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark045
+# %% ../nbs/10_benchmark.ipynb #10benchmark049
 CONDITIONS = {(mask, judged_on): dict(threshold=threshold, heard=judged_on == 'heard')
               for mask, threshold in (('soft', None), ('binary', .5)) for judged_on in ('spectrogram', 'heard')}
 
@@ -250,7 +250,7 @@ def evaluate(
     write_atomically(out, json.dumps(result, indent=1).encode())
     return result
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark051
+# %% ../nbs/10_benchmark.ipynb #10benchmark055
 def show_results(
     result:dict, # what `evaluate` gives, or a result file read as json
 ) -> pd.DataFrame: # one row per condition, one column per metric, texts "mean [low, high]"
@@ -262,7 +262,7 @@ def show_results(
     order = [key for key in CONDITIONS if key in wide.index]
     return wide.loc[order, [*METRICS, 'kept']].rename(columns=arrows).rename_axis(columns=None)
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark054
+# %% ../nbs/10_benchmark.ipynb #10benchmark058
 @dataclass(frozen=True)
 class Bar:
     "A figure that the bundled weights have to reach"
@@ -282,7 +282,7 @@ BARS = [Bar(condition, *bar) for condition, bars in {
     'training on 2 cores': [('minutes', '≤', 25)],
     'lmac-explain': [('MB beyond importing torch', '≤', 300)]}.items() for bar in bars]
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark056
+# %% ../nbs/10_benchmark.ipynb #10benchmark060
 def figures(
     result:dict, # result file with masks, times and memory
     *others, # further result files, for their classifier accuracy
@@ -303,7 +303,7 @@ def figures(
     if training_minutes is not None: found['training on 2 cores', 'minutes'] = training_minutes
     return found
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark057
+# %% ../nbs/10_benchmark.ipynb #10benchmark061
 def check_bars(
     measured:dict, # from `figures`
 ) -> pd.DataFrame: # condition, metric, bar, measured, met ('yes', 'NO', or 'not measured')
@@ -316,7 +316,7 @@ def check_bars(
     rows = [(bar.condition, bar.metric, f'{bar.sign} {bar.bound:g}', *met(bar)) for bar in BARS]
     return pd.DataFrame(rows, columns=['condition', 'metric', 'bar', 'measured', 'met']).fillna('–')
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark061
+# %% ../nbs/10_benchmark.ipynb #10benchmark065
 def training_runs(
     *names, # bundled models, or folders
 ) -> pd.DataFrame: # model, epochs, minutes, machine, command

@@ -46,7 +46,7 @@ class Cnn14(nn.Module):
         super().__init__()
         store_attr()
         widths = [1] + [min(width * 2**k, max_width) for k in range(6)]
-        self.bn0 = nn.BatchNorm2d(n_mels)
+        self.bn0 = nn.BatchNorm1d(n_mels)
         for k in range(6):
             setattr(self, f'conv_block{k + 1}', ConvBlock(widths[k], widths[k + 1], pool=1 if k == 5 else 2))
         self.fc1, self.fc = nn.Linear(widths[-1], widths[-1]), nn.Linear(widths[-1], n_classes)
@@ -72,8 +72,7 @@ def forward(self:Cnn14,
     if log_mel.ndim != 3 or log_mel.shape[1] != self.n_mels or log_mel.shape[2] < 32:
         raise ValueError(f"Cnn14 expects a log-mel spectrogram (batch, {self.n_mels}, frame) with at least 32 frames. "
                          f"Found: {tuple(log_mel.shape)}. Match `n_mels` of the front end; pad a short clip with silence.")
-    x = self.bn0(log_mel.unsqueeze(1).transpose(1, 2)).transpose(1, 2).mT  # (batch, 1, frame, mel)
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = self.bn0(log_mel)[:, None].mT.contiguous(memory_format=torch.channels_last)  # (batch, 1, frame, mel)
     for block in self.blocks:
         x = F.dropout(block(x), self.dropout, self.training)
     x = x.mean(3)
@@ -81,7 +80,7 @@ def forward(self:Cnn14,
     x = F.relu_(self.fc1(F.dropout(x, self.head_dropout, self.training)))
     return self.fc(x)
 
-# %% ../nbs/03_classifier.ipynb #03classifier019
+# %% ../nbs/03_classifier.ipynb #03classifier021
 def _layer(model, name):
     "The layer called `name`, or a `ValueError` that proposes near names"
     layers = dict(model.named_modules())
@@ -102,7 +101,7 @@ def tapped(
     finally:
         for handle in handles: handle.remove()
 
-# %% ../nbs/03_classifier.ipynb #03classifier022
+# %% ../nbs/03_classifier.ipynb #03classifier024
 def one_map(
     outputs:list, # what the hook collected for this layer in one forward pass
     name:str, # the layer's name, for messages
@@ -119,7 +118,7 @@ def one_map(
                          "Tap a convolution or pooling layer before time and frequency are pooled away.")
     return out.mT if layout == 'time_freq' else out
 
-# %% ../nbs/03_classifier.ipynb #03classifier025
+# %% ../nbs/03_classifier.ipynb #03classifier027
 class TappedClassifier(nn.Module):
     "A frozen classifier on magnitudes that also yields the hidden maps of named layers"
     def __init__(self,
@@ -144,7 +143,7 @@ class TappedClassifier(nn.Module):
         "Stays in evaluation mode whatever is asked: a classifier under explanation must not change"
         return super().train(False)
 
-# %% ../nbs/03_classifier.ipynb #03classifier026
+# %% ../nbs/03_classifier.ipynb #03classifier028
 @patch
 def forward(self:TappedClassifier,
     magnitude:Tensor, # magnitude spectrogram `(batch, freq, frame)`

@@ -22,15 +22,14 @@ class Merge(nn.Module):
         channels:int, # channels of the decoder
     ):
         super().__init__()
-        self.standardize = nn.BatchNorm2d(n_map, affine=False)
         self.lateral = nn.Conv2d(n_map, channels, 1)
         self.mix, self.norm = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
 
     def forward(self,
-        hidden:Tensor, # tapped map `(batch, n_map, freq, frame)`
+        hidden:Tensor, # tapped map, standardised `(batch, n_map, freq, frame)`
         below:Tensor=None, # the level before `(batch, channels, freq', frame')`; None at the deepest
     ) -> Tensor: # `(batch, channels, freq, frame)`
-        x = self.lateral(self.standardize(hidden))
+        x = self.lateral(hidden)
         if below is not None: x = x + F.interpolate(below, x.shape[-2:], mode='nearest')
         return F.relu_(self.norm(self.mix(x)))
 
@@ -62,10 +61,14 @@ class MaskDecoder(nn.Module):
         super().__init__()
         tap_channels, band_hz, bin_hz = list(tap_channels), torch.as_tensor(band_hz).tolist(), torch.as_tensor(bin_hz).tolist()
         store_attr()
+        self.standardize = nn.ModuleList(nn.BatchNorm2d(n, affine=False) for n in tap_channels)
         self.merges = nn.ModuleList(Merge(n, channels) for n in tap_channels)
         self.narrow = nn.Conv2d(channels, head_channels, 1)
         self.head = nn.Sequential(nn.Conv2d(head_channels, head_channels, 3, padding=1), nn.ReLU(),
                                   nn.Conv2d(head_channels, 1, 3, padding=1))
+        self.skip = nn.Conv2d(tap_channels[0], 1, 1)
+        for p in (self.head[-1].weight, self.head[-1].bias, self.skip.bias): nn.init.zeros_(p)
+        nn.init.constant_(self.skip.weight, 2 / tap_channels[0])
         self.register_buffer('to_bins', band_to_bin(band_hz, bin_hz), persistent=False)
         self.to(memory_format=torch.channels_last)
 
@@ -80,10 +83,11 @@ def logits(self:MaskDecoder,
     if found != self.tap_channels:
         raise ValueError(f"This decoder reads maps with {self.tap_channels} channels. Found: {found}. "
                          "It was made for another classifier or other taps: make one with MaskDecoder.for_classifier.")
-    x = None
+    x, size = None, (len(self.band_hz), n_frames)
+    maps = [standardize(m) for standardize, m in zip(self.standardize, maps)]
     for merge, hidden in zip(reversed(self.merges), reversed(maps)): x = merge(hidden, x)
-    x = F.interpolate(self.narrow(x), (len(self.band_hz), n_frames), mode='nearest')
-    return (self.head(x)[:, 0].mT @ self.to_bins).mT
+    drawn = self.head(F.interpolate(self.narrow(x), size, mode='nearest')) + F.interpolate(self.skip(maps[0]), size, mode='nearest')
+    return (drawn[:, 0].mT @ self.to_bins).mT
 
 @patch
 def forward(self:MaskDecoder,

@@ -31,7 +31,7 @@ from .spectrogram import STFT
 
 # %% ../nbs/06_training.ipynb #06training007
 class Callback:
-    "Something that a `Learner` calls at `before_fit`, `before_epoch`, `after_batch`, `after_epoch`, `after_fit`"
+    "What a `Learner` calls at `before_fit`, `before_epoch`, `after_batch`, `after_epoch`, `after_fit`; `cleanup_fit` even if it failed"
     order = 0  # callbacks are called in increasing order
 
 class Task(nn.Module):
@@ -132,19 +132,22 @@ def fit(self:Learner) -> pd.DataFrame: # one row per epoch
     "Train, from the beginning or from where a callback says"
     self.prepare()
     self.call('before_fit')
-    for self.epoch in range(self.epoch, self.epochs):
-        self.call('before_epoch')
-        start, lr = time.perf_counter(), self.optimizer.param_groups[0]['lr']
-        row = dict(epoch=self.epoch + 1, lr=lr) | {f'train_{k}': v for k, v in self.one_epoch().items()}
-        row |= {f'valid_{k}': v for k, v in self.validate().items()}
-        self.history.append(row | dict(seconds=round(time.perf_counter() - start, 2)))
-        self.call('after_epoch')
-    self.call('after_fit')
+    try:
+        for self.epoch in range(self.epoch, self.epochs):
+            self.call('before_epoch')
+            start, lr = time.perf_counter(), self.optimizer.param_groups[0]['lr']
+            row = dict(epoch=self.epoch + 1, lr=lr) | {f'train_{k}': v for k, v in self.one_epoch().items()}
+            row |= {f'valid_{k}': v for k, v in self.validate().items()}
+            self.history.append(row | dict(seconds=round(time.perf_counter() - start, 2)))
+            self.call('after_epoch')
+        self.call('after_fit')
+    finally: self.call('cleanup_fit')
     return pd.DataFrame(self.history)
 
 # %% ../nbs/06_training.ipynb #06training020
 class Progress(Callback):
     "A progress bar with the loss terms of the batch and the validation numbers of the last epoch"
+    order = 30  # after a checkpoint has said where to begin
     def before_fit(self, learner):
         total = learner.epochs * len(learner.train_)
         self.bar = tqdm(total=total, initial=learner.epoch * len(learner.train_), unit='batch', mininterval=1.,
@@ -155,7 +158,7 @@ class Progress(Callback):
         if learner.batch % 5 == 0: self.show(learner)
 
     def after_epoch(self, learner): self.show(learner)
-    def after_fit(self, learner): self.bar.close()
+    def cleanup_fit(self, learner): self.bar.close()
 
     def show(self, learner):
         valid = {k: v for k, v in (learner.history[-1] if learner.history else {}).items() if k.startswith('valid_')}
@@ -224,10 +227,11 @@ def before_fit(self:Checkpoint, learner):
     learner.folder.mkdir(parents=True, exist_ok=True)
     file = learner.folder / 'checkpoint.pt'
     if not file.exists(): return
-    try: state = torch.load(file, map_location='cpu', weights_only=True)
+    try:
+        state = torch.load(file, map_location='cpu', weights_only=True)
+        different = {k for k in state['config'].keys() | learner.config.keys() if state['config'].get(k) != learner.config.get(k)}
     except Exception as e:
         raise ValueError(f"{file} cannot be read as a checkpoint ({type(e).__name__}). Delete it to begin anew.") from e
-    different = {k for k in state['config'].keys() | learner.config.keys() if state['config'].get(k) != learner.config.get(k)}
     if different:
         found, expected = ({k: config.get(k) for k in sorted(different)} for config in (state['config'], learner.config))
         raise ValueError(f"{file} belongs to a run with other settings: {found}, expected {expected}. "
@@ -423,10 +427,10 @@ def forward(self:ExplainerTask,
 ) -> dict: # the terms of the loss, the share of bins kept by the rounded masks
     "The masking loss on one augmented batch"
     clean, mixed = self.augment(waveform)
-    magnitude, decided, _, mask = self.draw(mixed)
+    magnitude, decided, logits, mask = self.draw(mixed)
     logits_in, logits_out = self.judge(magnitude, mix_binary(mask, self.binary_share))
     clean = self.stft(clean)[0] if self.loss.guidance else None
-    return self.loss(logits_in, logits_out, decided, mask, magnitude, clean) | dict(kept=binarize(mask.detach()).mean())
+    return self.loss(logits_in, logits_out, decided, mask, magnitude, clean, logits.float()) | dict(kept=binarize(mask.detach()).mean())
 
 # %% ../nbs/06_training.ipynb #06training056
 @patch
@@ -440,9 +444,9 @@ def validate(self:ExplainerTask,
     def of(x): return x.softmax(1).gather(1, decided[:, None])[:, 0]
     for prefix, m in (('', mask), ('binary_', binarize(mask))):
         logits_in, logits_out = self.judge(magnitude, m)
-        found = dict(loss=plain.per_clip(logits_in, logits_out, decided, m)['loss'], kept=m.mean((1, 2)))
+        found = dict(loss=plain.per_clip(logits_in, logits_out, decided, m, logits=logits.float())['loss'], kept=m.mean((1, 2)))
         p = dict(p=of(logits.float()), p_in=of(logits_in), p_out=of(logits_out), same=(logits_in.argmax(1) == decided).float())
         numbers |= {prefix + k: v for k, v in (found | (self.metrics or (lambda **p: p))(**p)).items()}
     return dict(numbers, loss=(numbers['loss'] + numbers['binary_loss']) / 2)
 
-LOSS_WEIGHTS = ('weight_in', 'weight_out', 'weight_sparsity', 'weight_tv', 'max_out')
+LOSS_WEIGHTS = ('weight_in', 'weight_out', 'weight_sparsity', 'weight_tv', 'weight_doubt', 'max_out')

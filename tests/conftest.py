@@ -1,0 +1,69 @@
+"""A dataset and configurations so small that `lmac-train` is through with them in a second."""
+import copy
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmac.audio import make_scene, save_audio
+
+CLASSES = ['clock_tick', 'rain', 'siren']
+CLASSIFIER = dict(
+    data=dict(dataset=None, train=[1, 2, 3], valid=[4], test=[5]), sample_rate=16000, duration_s=1.0,
+    stft=dict(n_fft=512, hop_length=256, win_length=512), front_end=dict(n_mels=40, f_min=20.0, gain=30.0),
+    network=dict(width=4, max_width=32, dropout=0.1, head_dropout=0.3), taps=['conv_block2', 'conv_block4', 'conv_block6'],
+    augmentation=dict(mix_share=0.6, noise_share=0.2, holes_share=0.25, gain_range_db=12.0),
+    training=dict(epochs=2, batch_size=4, lr=0.01, weight_decay=0.01, warmup=0.2, seed=0),
+    monitor=dict(monitor='valid_loss', mode='min'))
+EXPLAINER = dict(
+    data=CLASSIFIER['data'], decoder=dict(channels=8, head_channels=4), domain='log1p',
+    loss=dict(weight_in=4.0, weight_out=0.2, weight_sparsity=0.4, weight_tv=0.0, max_out=5.0),
+    augmentation=dict(binary_share=0.5, mix_share=0.6, noise_share=0.3, snr_low_db=-2.0, snr_high_db=18.0),
+    training=dict(epochs=2, batch_size=4, lr=0.01, weight_decay=0.0, warmup=0.1, seed=0),
+    monitor=dict(monitor='valid_loss', mode='min'))
+FINETUNE = {k: v for k, v in EXPLAINER.items() if k != 'decoder'} | dict(guidance=dict(weight=4.0, threshold=0.6, binarization=0.35))
+STAGES = dict(classifier=CLASSIFIER, explainer=EXPLAINER, finetune=FINETUNE)
+
+
+@pytest.fixture(scope='session')
+def tiny_data(tmp_path_factory):
+    "Folder-per-class dataset: 3 classes of 10 clips of 1 s, folds by a hash of the stems"
+    root = tmp_path_factory.mktemp('data')
+    for name in CLASSES:
+        (root/name).mkdir()
+        for i in range(10): save_audio(root/name/f'{name}-{i}.wav', make_scene({name: 0}, 1., seed=i).waveform, 16000)
+    return root
+
+@pytest.fixture(scope='session')
+def write_config(tiny_data):
+    "Write a stage's configuration to a file; keyword 'a__b' changes its part a, key b, to a value or, if None, removes it"
+    def write(path, stage, **changes):
+        config = copy.deepcopy(STAGES[stage])
+        config['data'] = dict(config['data'], dataset=str(tiny_data))
+        for where, value in changes.items():
+            *parts, key = where.split('__')
+            part = config
+            for name in parts: part = part[name]
+            if value is None: del part[key]
+            else: part[key] = value
+        path.write_text(yaml.safe_dump(config))
+        return path
+    return write
+
+@pytest.fixture(scope='session')
+def environment(tmp_path_factory):
+    "Environment for commands: one thread, caches of their own, no dataset, no network"
+    folder = tmp_path_factory.mktemp('home')
+    return dict(os.environ, OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', LMAC_CACHE=str(folder/'cache'),
+                LMAC_DATA=str(folder/'no-data'), HF_HUB_OFFLINE='1', MPLBACKEND='agg')
+
+@pytest.fixture(scope='session')
+def script():
+    "Where a command was installed"
+    def find(name):
+        found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
+        return found or pytest.fail(f"{name} is not installed: pip install -e '.[dev]'")
+    return find
