@@ -322,5 +322,5 @@ def training_runs(
 ) -> pd.DataFrame: # model, epochs, minutes, machine, command
     "How long models took to train, from their configurations; raises `FileNotFoundError` for one that is not there"
     made = [json.loads((explainer_folder(name)/'config.json').read_text())['provenance'] for name in names]
-    return pd.DataFrame([dict(model=Path(name).name, epochs=m['epochs'], minutes=m['seconds'] / 60, machine=m['machine'], command=m['command'])
+    return pd.DataFrame([dict(model=Path(name).name, epochs=m['epochs'], minutes=m['seconds'] / 60, machine=f"{m['machine']['cpu']}, {m['machine']['cores_used']} threads", command=m['command'])
                          for name, m in zip(names, made)])

@@ -45,6 +45,8 @@ class Cnn14(nn.Module):
     ):
         super().__init__()
         store_attr()
+        if min(n_classes, width, max_width) < 1:
+            raise ValueError(f"n_classes, width and max_width must be at least 1. Found: {n_classes}, {width}, {max_width}.")
         widths = [1] + [min(width * 2**k, max_width) for k in range(6)]
         self.bn0 = nn.BatchNorm1d(n_mels)
         for k in range(6):

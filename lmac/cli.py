@@ -29,7 +29,7 @@ def one_line_errors(
     "Turn errors of input and of files into one line on stderr and exit status 1"
     try: yield
     except (ValueError, TypeError, OSError, FloatingPointError) as e:
-        message = e.strerror if isinstance(e, OSError) and e.strerror else e
+        message = e.strerror if isinstance(e, OSError) and e.strerror else ' '.join(str(e).split())
         where = f' ({e.filename})' if isinstance(e, OSError) and e.filename and str(e.filename) not in str(message) else ''
         print(f"{command}: error: {message}{where}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -133,6 +133,8 @@ def check_config(
     stage:str, # 'classifier', 'explainer' or 'finetune'
 ) -> dict: # the same
     "Raise `ValueError` for a part or a setting that the stage needs and the configuration lacks"
+    if stage == 'finetune' and 'decoder' in config:
+        raise ValueError("Fine-tuning goes on with the explainer's own decoder: take 'decoder' out of the configuration.")
     for part, names in (NEEDED | (NEEDED_CLASSIFIER if stage == 'classifier' else NEEDED_EXPLAINER)).items():
         if part not in config: raise ValueError(f"The stage {stage} needs {part!r} in its configuration. Found: {', '.join(config)}.")
         if names is None: continue
@@ -296,6 +298,7 @@ def lmac_train(
     with one_line_errors('lmac-train'):
         settings = check_config(read_config(config or STAGES[stage], epochs=epochs, seed=seed), stage)
         if data: settings['data']['dataset'] = data
+        if stage == 'explainer': settings.setdefault('decoder', {})
         out = Path(out or f'runs/{Path(config or STAGES[stage]).stem}')
         out.mkdir(parents=True, exist_ok=True)
         if stage == 'classifier': test = train_classifier(settings, out, mixed_precision)

@@ -61,6 +61,8 @@ class MaskDecoder(nn.Module):
         super().__init__()
         tap_channels, band_hz, bin_hz = list(tap_channels), torch.as_tensor(band_hz).tolist(), torch.as_tensor(bin_hz).tolist()
         store_attr()
+        if min(channels, head_channels) < 1:
+            raise ValueError(f"channels and head_channels must be at least 1. Found: {channels}, {head_channels}.")
         self.standardize = nn.ModuleList(nn.BatchNorm2d(n, affine=False) for n in tap_channels)
         self.merges = nn.ModuleList(Merge(n, channels) for n in tap_channels)
         self.narrow = nn.Conv2d(channels, head_channels, 1)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/08_metrics.ipynb #08metrics012
+# %% ../nbs/08_metrics.ipynb #08metrics013
 def as_float(
     values,      # tensor, numpy array or (nested) list of real numbers
     name:str,    # what to call it in an error
@@ -32,7 +32,7 @@ def as_float(
     if n_bad: raise ValueError(f'{name} has {n_bad} NaN or infinite values of {tensor.numel()}; expected all finite')
     return tensor
 
-# %% ../nbs/08_metrics.ipynb #08metrics014
+# %% ../nbs/08_metrics.ipynb #08metrics015
 def check_probabilities(
     ndim:int=1,  # 1 for `(clip,)`, 2 for `(clip, class)`
     **named,     # probabilities by the name to use in an error
@@ -55,7 +55,7 @@ def check_probabilities(
         checked.append(x.clamp(0, 1))
     return checked
 
-# %% ../nbs/08_metrics.ipynb #08metrics018
+# %% ../nbs/08_metrics.ipynb #08metrics019
 def check_target(
     target,          # `(clip,)` integer class indices
     scores:Tensor,   # `(clip, class)` scores that they index
@@ -72,7 +72,7 @@ def check_target(
         raise ValueError(f'target must lie in 0..{n_classes - 1}; found values from {low} to {high}')
     return target.long()
 
-# %% ../nbs/08_metrics.ipynb #08metrics023
+# %% ../nbs/08_metrics.ipynb #08metrics024
 def average_increase(
     p,       # `(clip,)` probability of the decided class on the full input
     p_in,    # `(clip,)` probability of the same class on the masked-in input
@@ -81,7 +81,7 @@ def average_increase(
     p, p_in = check_probabilities(p=p, p_in=p_in)
     return 100 * (p_in > p).to(p.dtype)
 
-# %% ../nbs/08_metrics.ipynb #08metrics031
+# %% ../nbs/08_metrics.ipynb #08metrics032
 def reference_probability(
     probabilities,   # `(clip, class)` probabilities, rows sum to 1
     target:Tensor,   # `(clip,)` index of the decided class
@@ -89,7 +89,7 @@ def reference_probability(
     "The target's share after softmax is applied to `probabilities` once more, as the reference does for AD"
     return probabilities.softmax(1).gather(1, target[:, None])[:, 0]
 
-# %% ../nbs/08_metrics.ipynb #08metrics032
+# %% ../nbs/08_metrics.ipynb #08metrics033
 def average_drop(
     p,                           # `(clip,)` probability of the decided class on the full input
     p_in,                        # `(clip,)` probability of the same class on the masked-in input
@@ -109,7 +109,7 @@ def average_drop(
                                               'p and p_in already belong to one class')
     return torch.where(p > 0, 100 * (p - p_in).clamp(min=0) / p, 0.)
 
-# %% ../nbs/08_metrics.ipynb #08metrics035
+# %% ../nbs/08_metrics.ipynb #08metrics036
 def average_gain(
     p,       # `(clip,)` probability of the decided class on the full input
     p_in,    # `(clip,)` probability of the same class on the masked-in input
@@ -118,7 +118,7 @@ def average_gain(
     p, p_in = check_probabilities(p=p, p_in=p_in)
     return torch.where(p < 1, 100 * (p_in - p).clamp(min=0) / (1 - p), 0.)
 
-# %% ../nbs/08_metrics.ipynb #08metrics042
+# %% ../nbs/08_metrics.ipynb #08metrics043
 def faithfulness(
     p,       # `(clip,)` probability of the decided class on the full input
     p_out,   # `(clip,)` probability of the same class on the masked-out input
@@ -127,7 +127,7 @@ def faithfulness(
     p, p_out = check_probabilities(p=p, p_out=p_out)
     return p - p_out
 
-# %% ../nbs/08_metrics.ipynb #08metrics045
+# %% ../nbs/08_metrics.ipynb #08metrics046
 def input_fidelity(
     scores_in, # `(clip, class)` logits or probabilities on the masked-in input
     target,    # `(clip,)` index of the class decided on the full input
@@ -137,7 +137,7 @@ def input_fidelity(
     if scores.ndim != 2: raise ValueError(f'scores_in must have shape (clip, class); found {tuple(scores.shape)}')
     return (scores.argmax(1) == check_target(target, scores)).to(scores.dtype)
 
-# %% ../nbs/08_metrics.ipynb #08metrics050
+# %% ../nbs/08_metrics.ipynb #08metrics051
 def relative_magnitudes(
     attribution, # `(batch, ...)` attribution or mask of each clip
 ) -> Tensor:     # `(batch, bin)` in [0, 1]
@@ -149,7 +149,7 @@ def relative_magnitudes(
     largest = x.amax(1, keepdim=True)
     return torch.where(largest > 0, x / largest, 1.)
 
-# %% ../nbs/08_metrics.ipynb #08metrics052
+# %% ../nbs/08_metrics.ipynb #08metrics053
 def sparseness(
     attribution, # `(batch, ...)` attribution or mask of each clip; a single `(freq, time)` map needs `[None]`
 ) -> Tensor:     # `(batch,)` in [0, 1]
@@ -161,7 +161,7 @@ def sparseness(
     weight = 2 * torch.arange(1, n + 1, device=ordered.device, dtype=ordered.dtype) - n - 1
     return (ordered @ weight / (n * ordered.sum(1))).clamp(0, 1)
 
-# %% ../nbs/08_metrics.ipynb #08metrics056
+# %% ../nbs/08_metrics.ipynb #08metrics057
 def complexity(
     attribution, # `(batch, ...)` attribution or mask of each clip; a single `(freq, time)` map needs `[None]`
 ) -> Tensor:     # `(batch,)` nats, in [0, ln(bins)]
@@ -169,7 +169,7 @@ def complexity(
     x = relative_magnitudes(attribution)
     return torch.special.entr(x / x.sum(1, keepdim=True)).sum(1)
 
-# %% ../nbs/08_metrics.ipynb #08metrics070
+# %% ../nbs/08_metrics.ipynb #08metrics071
 @dataclass(frozen=True)
 class Metric:
     "A metric's function and what is needed to read its values"
@@ -182,7 +182,7 @@ class Metric:
     unit: str               # '%', 'nat' or '' for plain numbers
     source: str             # paper that defines it
 
-# %% ../nbs/08_metrics.ipynb #08metrics071
+# %% ../nbs/08_metrics.ipynb #08metrics072
 METRICS = {metric.short: metric for metric in (
     Metric('AI', 'average increase', average_increase, 0., 100., 'higher', '%', 'Grad-CAM++, arXiv 1710.11063'),
     Metric('AD', 'average drop', average_drop, 0., 100., 'lower', '%', 'Grad-CAM++, arXiv 1710.11063'),
@@ -193,7 +193,7 @@ METRICS = {metric.short: metric for metric in (
     Metric('COMP', 'complexity', complexity, 0., None, 'lower', 'nat', 'Bhatt et al. 2020, arXiv 2005.00631'),
 )}
 
-# %% ../nbs/08_metrics.ipynb #08metrics076
+# %% ../nbs/08_metrics.ipynb #08metrics077
 def bootstrap_interval(
     values,                # `(clip,)` one value per clip
     confidence:float=0.95, # share of intervals that hold the true mean, in (0, 1)
@@ -210,7 +210,7 @@ def bootstrap_interval(
                        method='percentile', rng=np.random.default_rng(seed))
     return tuple(float(bound) for bound in result.confidence_interval)
 
-# %% ../nbs/08_metrics.ipynb #08metrics080
+# %% ../nbs/08_metrics.ipynb #08metrics081
 def summarize(
     per_clip:dict[str, Tensor], # metric name → `(clip,)` values
     confidence:float=0.95,      # of the intervals

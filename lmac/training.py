@@ -211,7 +211,9 @@ class Checkpoint(Callback):
         values = [row.get(self.monitor) for row in learner.history]
         if values[-1] is None:
             raise ValueError(f"There is no {self.monitor!r} to choose the best epoch by. Found: {list(learner.history[-1])}.")
-        best = min(values) if self.mode == 'min' else max(values)
+        pick, worst = (min, float('inf')) if self.mode == 'min' else (max, float('-inf'))
+        values = [worst if v != v else v for v in values]  # nan is never best
+        best = pick(values)
         weights = {k: v.contiguous() for k, v in learner.task.trained.state_dict().items()}
         if values.index(best) == learner.epoch: write_atomically(learner.folder / 'best.safetensors', save(weights))
         file, state = io.BytesIO(), dict(config=learner.config, epoch=learner.epoch + 1, weights=weights, history=learner.history,
