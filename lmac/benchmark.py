@@ -117,7 +117,7 @@ def time_decoder(
     n_samples = int(explainer.classifier.duration_s * explainer.sample_rate)
     magnitude, _ = explainer.stft(.1 * torch.randn(batch_size, n_samples, device=explainer.device))
     _, maps = explainer.classifier.with_taps(magnitude)
-    turns = dict(classifier_s=lambda: explainer.classifier(magnitude), decoder_s=lambda: explainer.decoder(maps, magnitude.shape[-1]))
+    turns = dict(classifier_s=lambda: explainer.classifier(magnitude), decoder_s=lambda: explainer.fast_decoder(maps, magnitude.shape[-1]))
     seconds = {name: [] for name in turns}
     for _ in range(n_repeats + 1):
         for name, forward in turns.items():
@@ -322,5 +322,5 @@ def training_runs(
 ) -> pd.DataFrame: # model, epochs, minutes, machine, command
     "How long models took to train, from their configurations; raises `FileNotFoundError` for one that is not there"
     made = [json.loads((explainer_folder(name)/'config.json').read_text())['provenance'] for name in names]
-    return pd.DataFrame([dict(model=Path(name).name, epochs=m['epochs'], minutes=m['seconds'] / 60, machine=f"{m['machine']['cpu']}, {m['machine']['cores_used']} threads", command=m['command'])
+    return pd.DataFrame([dict(model=Path(name).name, epochs=m['epochs'], minutes=m['seconds'] / 60, machine=f"{m['machine']['cpu']}, {m['machine']['cores_used']} threads, {m['machine']['device']}", command=m['command'])
                          for name, m in zip(names, made)])

@@ -40,6 +40,7 @@ class LMAC:
     ):
         self.classifier, self.decoder, self.stft = classifier, decoder.eval().requires_grad_(False), stft
         self.domain, self.provenance = domain, provenance or {}
+        self.fast_decoder = self.decoder.folded()  # what draws; `decoder` is what is saved
         self.check_parts()
 
     @property
@@ -51,7 +52,7 @@ class LMAC:
 
     def to(self, device):
         "Move classifier, decoder and STFT to a device"
-        for module in (self.classifier, self.decoder, self.stft): module.to(device)
+        for module in (self.classifier, self.decoder, self.fast_decoder, self.stft): module.to(device)
         return self
 
     def __repr__(self):
@@ -95,7 +96,7 @@ def attribute(self:LMAC,
             i = wrong[0].item()
             raise ValueError(f"This explainer explains the class that was decided, {self.labels[decided[i]]!r}. Found target "
                              f"{self.labels[target[i]]!r} for clip {i}: leave the target out.")
-    mask = self.decoder(maps, magnitude.shape[-1])
+    mask = self.fast_decoder(maps, magnitude.shape[-1])
     return mask if threshold is None else binarize(mask, threshold)
 
 # %% ../nbs/07_explain.ipynb #07explain013
@@ -142,6 +143,7 @@ class Explanation:
     residual: Tensor # what it holds back `(1, time)`
     sample_rate: int # of all three, in Hz
     hop_length: int # samples between frames
+    domain: str # of the mask, see `apply_mask`
     probability_masked_in: float # of `label`, on the masked-in spectrogram
     probability_masked_out: float # of `label`, on the masked-out spectrogram
     probability_heard: float # of `label`, on `audio` analysed again
@@ -168,7 +170,7 @@ def masked_parts(self:LMAC,
     n = waveform.shape[-1]
     magnitude, phase = self.magnitude_phase(waveform)
     logits, maps = self.classifier.with_taps(magnitude)
-    mask = self.decoder(maps, magnitude.shape[-1])
+    mask = self.fast_decoder(maps, magnitude.shape[-1])
     if threshold is not None: mask = binarize(mask, threshold)
     found = dict(magnitude=magnitude, mask=mask, probabilities=logits.softmax(1))
     for part, m in (('in', mask), ('out', 1 - mask)):
@@ -216,7 +218,7 @@ def explanation(self:LMAC,
     return Explanation(
         label=self.labels[index], class_index=index, probabilities=row['probabilities'], labels=self.labels, mask=row['mask'],
         magnitude=row['magnitude'], waveform=row['waveform'][None], audio=both[:1], residual=both[1:], gain_db=gain_db,
-        sample_rate=self.sample_rate, hop_length=self.stft.hop_length, threshold=threshold, source=source,
+        sample_rate=self.sample_rate, hop_length=self.stft.hop_length, domain=self.domain, threshold=threshold, source=source,
         probability_masked_in=row['probabilities_in'][index].item(), probability_heard=heard,
         probability_masked_out=row['probabilities_out'][index].item())
 
@@ -235,7 +237,8 @@ def figure(self:Explanation,
     show_spectrogram(self.magnitude[:, :frames], rate, hop, ax=axes[0], reference=peak,
                      title=f"The input: {self.label}, {self.probability:.0%}")
     show_mask(self.mask[:, :frames], rate, hop, ax=axes[1], title=f"The {kind}: {self.mask.mean():.0%} is kept")
-    show_spectrogram(self.magnitude[:, :frames], rate, hop, ax=axes[2], reference=peak, mask=self.mask[:, :frames],
+    masked = apply_mask(self.magnitude, self.mask, self.domain)
+    show_spectrogram(masked[:, :frames], rate, hop, ax=axes[2], reference=peak,
                      title=f"The explanation: {self.label}, {self.probability_heard:.0%} as heard")
     return figure
 

@@ -268,7 +268,7 @@ def test_intervals_do_not_depend_on_the_order_of_metrics(explainer, dataset):
 def test_turns_are_taken_and_the_first_does_not_count(explainer, monkeypatch):
     order, clock = [], iter(range(10**6))
     monkeypatch.setattr(explainer.classifier, "forward", lambda m, f=explainer.classifier.forward: order.append("c") or f(m))
-    monkeypatch.setattr(explainer.decoder, "forward", lambda *a, f=explainer.decoder.forward: order.append("d") or f(*a))
+    monkeypatch.setattr(explainer.fast_decoder, "forward", lambda *a, f=explainer.fast_decoder.forward: order.append("d") or f(*a))
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
     cost = time_decoder(explainer, n_repeats=3)
     assert "".join(order) == "c" + "cd" * 4   # the maps first, then a warm-up and three turns

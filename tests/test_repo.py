@@ -227,7 +227,6 @@ def test_ci_runs_the_commands_of_the_readme():
     assert "pip install -e . && lmac-explain --out out" in lines and "lmac-explain\" --out out" in ci
 
 
-@pytest.mark.skipif(not (ROOT/"lmac"/"explain.py").exists(), reason="lmac.explain is not there yet")
 def test_readme_code_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT/"README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 1 and len([line for line in blocks[0].splitlines() if line.strip()]) <= 10
