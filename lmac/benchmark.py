@@ -243,7 +243,8 @@ def evaluate(
     made = provenance(explainer, name, data, clips, seed, command)
     result = summarize_conditions(tables, seed) | dict(timing=dict(evaluation_s=seconds), provenance=made)
     if costs:
-        result['timing'] |= dict(explainer=time_decoder(explainer), full_width=time_decoder(full_width()))
+        result['timing'] |= dict(explainer=time_decoder(explainer), explainer_batch=time_decoder(explainer, n_repeats=10, batch_size=16),
+                                 full_width=time_decoder(full_width()))
         result['memory_mb'] = peak_memory_mb(name)
     per_clip = pd.concat(tables, names=['mask', 'judged_on']).reset_index(level=[0, 1])
     write_atomically(out.with_suffix('.csv.gz'), gzip.compress(per_clip.to_csv(index=False).encode(), mtime=0))
