@@ -189,7 +189,9 @@ def plot_history(
     names = list(dict.fromkeys(c.split('_', 1)[1] for c in history if c.startswith(('train_', 'valid_'))))
     rows = -(-len(names) // 4)
     figure = Figure(figsize=(11, 2.1 * rows), dpi=70, layout='constrained')
-    for ax, name in zip(figure.subplots(rows, min(4, len(names)), squeeze=False).flat, names):
+    axes = figure.subplots(rows, min(4, len(names)), squeeze=False).ravel()
+    for ax in axes[len(names):]: ax.axis('off')
+    for ax, name in zip(axes, names):
         for part in ('train', 'valid'):
             if f'{part}_{name}' in history: ax.plot(history.epoch, history[f'{part}_{name}'], label=part)
         ax.set(title=name.replace('_', ' '), xlabel='epoch'); ax.legend(fontsize=7)

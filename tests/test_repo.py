@@ -224,7 +224,8 @@ def test_ci_runs_the_commands_of_the_readme():
     lines = [line for block in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL) for line in block.splitlines()]
     tests = next(line for line in lines if "pytest" in line)
     for command in tests.split(" && "): assert command.removeprefix("pip ") in ci, f".ci/run does not call {command}"
-    assert "pip install -e . && lmac-explain --out out" in lines and "lmac-explain\" --out out" in ci
+    setup = "python3 -m venv .venv && . .venv/bin/activate && pip install -e . && lmac-explain --out out"
+    assert setup in lines and "lmac-explain\" --out out" in ci
 
 
 def test_readme_code_runs(tmp_path):
