@@ -80,7 +80,8 @@ def test_clips_are_judged_as_explanations_judge_them(explainer, dataset, thresho
                             (heard[3], ex.probability_heard), (heard[2], ex.probability)):
             assert abs(float(p[i, k]) - expected) < 1e-4
         gains.append(ex.gain_db)
-    assert min(gains) < 0, "no clip was scaled down, so that part was not tested"
+    if threshold:   # a rounded mask lets a part peak higher than the whole; a soft one seldom does
+        assert min(gains) < 0, "no clip was scaled down, so that part was not tested"
 
 
 class Constant(LMAC):
