@@ -164,13 +164,13 @@ def peak_memory_mb(
 # %% ../nbs/10_benchmark.ipynb #10benchmark044
 def git_revision(
     folder:Path=None, # with an `__init__.py`; None: that of the package
-): # dict of `revision` and `dirty` (whether files in the folder differ from it), or None outside a checkout
+): # dict of `revision` and `dirty` (whether files in the folder differ from it, weights aside), or None outside a checkout
     "The commit that the code is of; None for an installed package, one that git does not track, or without git"
     def git(*args):
         return subprocess.run(['git', '-C', str(folder or Path(lmac.__file__).parent), *args], capture_output=True, text=True, check=True).stdout.strip()
     try:
         git('ls-files', '--error-unmatch', '__init__.py')
-        return dict(revision=git('rev-parse', 'HEAD'), dirty=bool(git('status', '--porcelain', '--', '.')))
+        return dict(revision=git('rev-parse', 'HEAD'), dirty=bool(git('status', '--porcelain', '--', '.', ':!weights')))
     except (OSError, subprocess.CalledProcessError): return None
 
 def machine() -> dict: # `cpu`, `cores_used`, `system`

@@ -26,10 +26,11 @@ class ConvBlock(nn.Module):
         self.pool = pool
         self.conv1, self.bn1 = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out)
         self.conv2, self.bn2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out)
+        self.relu1, self.relu2 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
 
     def forward(self, x):
-        x = F.relu_(self.bn1(self.conv1(x)))
-        x = F.relu_(self.bn2(self.conv2(x)))
+        x = self.relu1(self.bn1(self.conv1(x)))
+        x = self.relu2(self.bn2(self.conv2(x)))
         return F.avg_pool2d(x, self.pool) if self.pool > 1 else x
 
 # %% ../nbs/03_classifier.ipynb #03classifier011
@@ -51,7 +52,7 @@ class Cnn14(nn.Module):
         self.bn0 = nn.BatchNorm1d(n_mels)
         for k in range(6):
             setattr(self, f'conv_block{k + 1}', ConvBlock(widths[k], widths[k + 1], pool=1 if k == 5 else 2))
-        self.fc1, self.fc = nn.Linear(widths[-1], widths[-1]), nn.Linear(widths[-1], n_classes)
+        self.fc1, self.relu, self.fc = nn.Linear(widths[-1], widths[-1]), nn.ReLU(inplace=True), nn.Linear(widths[-1], n_classes)
         self.to(memory_format=torch.channels_last)
 
 # %% ../nbs/03_classifier.ipynb #03classifier012
@@ -79,7 +80,7 @@ def forward(self:Cnn14,
         x = F.dropout(block(x), self.dropout, self.training)
     x = x.mean(3)
     x = x.amax(2) + x.mean(2)
-    x = F.relu_(self.fc1(F.dropout(x, self.head_dropout, self.training)))
+    x = self.relu(self.fc1(F.dropout(x, self.head_dropout, self.training)))
     return self.fc(x)
 
 # %% ../nbs/03_classifier.ipynb #03classifier021
