@@ -98,7 +98,8 @@ def check_magnitude(
         found = f"{magnitude.dtype} {tuple(magnitude.shape)}" if isinstance(magnitude, Tensor) else type(magnitude).__name__
         raise ValueError(f"expected a magnitude spectrogram (batch, freq, frame) of floating point. Found: {found}.")
     if (bad := (~magnitude.isfinite() | (magnitude < 0)).sum().item()):
-        raise ValueError(f"a magnitude must be finite and not negative. Found: {bad} of {magnitude.numel()} values that are not.")
+        raise ValueError(f"a magnitude must be finite and not negative. Found: {bad} of {magnitude.numel()} values "
+                         "that are not.")
     return magnitude
 
 def check_target(
@@ -110,7 +111,8 @@ def check_target(
     n_clips, n_classes = logits.shape
     given = torch.as_tensor(target, device=logits.device)
     if given.is_floating_point() or given.dtype == torch.bool or given.shape not in ((), (n_clips,)):
-        raise ValueError(f"target must be a class index or {n_clips} of them, one for each clip. Found: {given.dtype} {tuple(given.shape)}.")
+        raise ValueError(f"target must be a class index or {n_clips} of them, one for each clip. "
+                         f"Found: {given.dtype} {tuple(given.shape)}.")
     if ((given < 0) | (given >= n_classes)).any():
         raise ValueError(f"target must be between 0 and {n_classes - 1}. Found: {given.min().item()} … {given.max().item()}.")
     return given.long().expand(n_clips)
@@ -184,14 +186,14 @@ def attribute(self:Baseline,
 
 # %% ../nbs/09_baselines.ipynb #09baselines027
 class Saliency(Baseline):
-    "Absolute gradient of the logit: `|∂f/∂x|` (Simonyan et al. 2014, arXiv 1312.6034)"
+    "Absolute gradient of the logit, `|∂f/∂x|` (arXiv 1312.6034); `RULE` makes the mask"
     name, citation = 'saliency', 'Simonyan et al. 2014, arXiv 1312.6034'
     how = f'absolute values; {RULE}'
     def raw(self, x, target): return attr.Saliency(self.model).attribute(x, target)
 
 # %% ../nbs/09_baselines.ipynb #09baselines030
 class SmoothGrad(Baseline):
-    "Absolute mean gradient over noisy copies of the input (Smilkov et al. 2017, arXiv 1706.03825)"
+    "Absolute mean gradient over noisy copies of the input (arXiv 1706.03825); `RULE` makes the mask"
     name, citation = 'smoothgrad', 'Smilkov et al. 2017, arXiv 1706.03825'
     how, draws = f'absolute values of the mean gradient; {RULE}', True
     def __init__(self,
@@ -210,7 +212,7 @@ class SmoothGrad(Baseline):
 
 # %% ../nbs/09_baselines.ipynb #09baselines033
 class IntegratedGradients(Baseline):
-    "Gradients added up on the way from silence to the input; they sum to `f(x) − f(silence)` (arXiv 1703.01365)"
+    "Gradients added up on the way from silence to the input (arXiv 1703.01365); `RULE` makes the mask of what is positive"
     name, citation = 'integrated_gradients', 'Sundararajan et al. 2017, arXiv 1703.01365'
     def __init__(self,
         classifier:TappedClassifier, # the classifier to explain
@@ -277,7 +279,7 @@ def check_activations(
 
 # %% ../nbs/09_baselines.ipynb #09baselines044
 class GuidedBackprop(Baseline):
-    "Absolute gradient that passes each ReLU only where it is positive (Springenberg et al. 2015, arXiv 1412.6806)"
+    "Absolute gradient that passes each ReLU only where it is positive (arXiv 1412.6806); `RULE` makes the mask"
     name, citation = 'guided_backprop', 'Springenberg et al. 2015, arXiv 1412.6806'
     how = f'absolute values; {RULE}'
     def raw(self, x, target): return guided_gradient(self, x, target).abs()
@@ -308,7 +310,7 @@ def map_to_bins(
 
 # %% ../nbs/09_baselines.ipynb #09baselines049
 class GradCam(Baseline):
-    "Maps of the last tap, weighted by their mean gradients (Selvaraju et al. 2017, arXiv 1610.02391)"
+    "Maps of the last tap, weighted by their mean gradients, laid over the bins (arXiv 1610.02391); `RULE` makes the mask"
     name, citation = 'gradcam', 'Selvaraju et al. 2017, arXiv 1610.02391'
     how = f'positive part of the coarse map, stretched over bands and frames, read off at the bins; {RULE}'
     def __init__(self,
@@ -328,7 +330,7 @@ class GradCam(Baseline):
 
 # %% ../nbs/09_baselines.ipynb #09baselines053
 class GuidedGradCam(GradCam):
-    "Grad-CAM times the absolute guided gradient (Selvaraju et al. 2017, arXiv 1610.02391)"
+    "Grad-CAM times the absolute guided gradient (arXiv 1610.02391); `RULE` makes the mask"
     name, how = 'guided_gradcam', f"Grad-CAM's map times the absolute guided gradient; {RULE}"
     def raw(self, x, target): return super().raw(x, target) * guided_gradient(self, x, target).abs()
 
@@ -347,7 +349,7 @@ def background_of(
 
 # %% ../nbs/09_baselines.ipynb #09baselines059
 class GradientShap(Baseline):
-    "Mean of gradient times difference, at random points between input and background (Lundberg & Lee 2017)"
+    "Mean of gradient times difference, at random points between input and background (arXiv 1705.07874); `RULE` makes the mask"
     name, citation, draws = 'gradient_shap', 'Lundberg & Lee 2017, arXiv 1705.07874', True
     def __init__(self,
         classifier:TappedClassifier, # the classifier to explain
@@ -360,11 +362,12 @@ class GradientShap(Baseline):
         self.background = None if background is None else self.model.compress(check_magnitude(background))
 
     def raw(self, x, target):
-        return attr.GradientShap(self.model).attribute(x, background_of(x, self.background), n_samples=self.n_samples, target=target)
+        background = background_of(x, self.background)
+        return attr.GradientShap(self.model).attribute(x, background, n_samples=self.n_samples, target=target)
 
 # %% ../nbs/09_baselines.ipynb #09baselines062
 class DeepLiftShap(Baseline):
-    "Difference from background, propagated by DeepLIFT's rescale rule, mean over the background (arXiv 1704.02685, 1705.07874)"
+    "Mean difference from background, propagated by DeepLIFT's rescale rule (arXiv 1704.02685, 1705.07874); `RULE` makes the mask"
     name, citation, draws = 'deeplift_shap', 'Shrikumar et al. 2017, arXiv 1704.02685; Lundberg & Lee 2017, arXiv 1705.07874', True
     def __init__(self,
         classifier:TappedClassifier, # the classifier to explain; its activations are modules, each used once
@@ -388,14 +391,15 @@ def window_shape(
     hop_length:int=None, # of the STFT in samples; None: a quarter of its transform length
 ) -> tuple: # bins and frames of a window, such that a whole number of windows covers the spectrogram
     "Hertz and seconds to bins and frames; raises `ValueError` for a window of no size"
-    if window_hz <= 0 or window_s <= 0: raise ValueError(f"window_hz and window_s must be positive. Found: {window_hz} and {window_s}.")
+    if window_hz <= 0 or window_s <= 0:
+        raise ValueError(f"window_hz and window_s must be positive. Found: {window_hz} and {window_s}.")
     n_fft = 2 * (shape[0] - 1)
     wanted = window_hz * n_fft / sample_rate, window_s * sample_rate / (hop_length or max(n_fft // 4, 1))
     return tuple(math.ceil(n / max(1, round(n / max(w, 1)))) for n, w in zip(shape, wanted))
 
 # %% ../nbs/09_baselines.ipynb #09baselines067
 class Occlusion(Baseline):
-    "What the logit loses when a window is silenced (Zeiler & Fergus 2014, arXiv 1311.2901)"
+    "What the logit loses when a window is silenced (arXiv 1311.2901); `RULE` makes the mask"
     name, citation = 'occlusion', 'Zeiler & Fergus 2014, arXiv 1311.2901'
     def __init__(self,
         classifier:TappedClassifier, # the classifier to explain
@@ -424,7 +428,8 @@ def mel_segments(
 ) -> Tensor: # number of the segment that each bin belongs to, from 0 `(freq, frame)`
     "Rectangles of equal length and equal height in mel (`2595·log10(1 + f/700)`); raises `ValueError` for fewer than two"
     if min(n_bands, n_times) < 1 or n_bands * n_times < 2 or n_bands > shape[0] or n_times > shape[1]:
-        raise ValueError(f"n_bands × n_times must be at least 2 segments and at most {shape[0]} × {shape[1]}. Found: {n_bands} × {n_times}.")
+        raise ValueError(f"n_bands × n_times must be at least 2 segments and at most {shape[0]} × {shape[1]}. "
+                         f"Found: {n_bands} × {n_times}.")
     mel = (1 + torch.linspace(0, sample_rate / 2, shape[0]) / 700).log10()
     band = (mel / mel[-1] * n_bands).long().clamp(max=n_bands - 1)
     found = band[:, None] * n_times + torch.arange(shape[1]) * n_times // shape[1]
@@ -432,7 +437,7 @@ def mel_segments(
 
 # %% ../nbs/09_baselines.ipynb #09baselines073
 class Lime(Baseline):
-    "Weights of a linear model of which segments are heard (Ribeiro et al. 2016; on sound: SLIME, audioLIME)"
+    "Weights of a linear model of which segments are heard (arXiv 1602.04938; on sound: SLIME, audioLIME); `RULE` makes the mask"
     name, citation = 'lime', 'Ribeiro et al. 2016, arXiv 1602.04938; Mishra et al. 2017; Haunschmid et al. 2020, arXiv 2008.00582'
     how, draws = f'each bin has the weight of its segment; {RULE}', True
     def __init__(self,
@@ -455,7 +460,7 @@ class Lime(Baseline):
 
 # %% ../nbs/09_baselines.ipynb #09baselines076
 class KernelShap(Lime):
-    "Shapley values of segments, by a weighted linear model (Lundberg & Lee 2017, arXiv 1705.07874)"
+    "Shapley values of segments, by a weighted linear model (arXiv 1705.07874); `RULE` makes the mask"
     name, citation = 'kernel_shap', 'Lundberg & Lee 2017, arXiv 1705.07874'
     def explainer(self): return attr.KernelShap(self.model)
 
@@ -476,7 +481,8 @@ def learn_dictionary(
         frames.append(clip[torch.randperm(len(clip), generator=draw)[:-(-n_frames // len(dataset))]])
     frames = torch.cat(frames).log1p()
     if len(frames) < n_components:
-        raise ValueError(f"{n_components} components need at least as many frames with sound. Found: {len(frames)} in {len(dataset)} clips.")
+        raise ValueError(f"{n_components} components need at least as many frames with sound. "
+                         f"Found: {len(frames)} in {len(dataset)} clips.")
     nmf = MiniBatchNMF(n_components, init='nndsvda', batch_size=512, max_iter=60, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # that it went on to max_iter
@@ -516,10 +522,11 @@ def forward(self:L2INetwork,
     maps:list, # tapped maps, each `(batch, channel, freq, frame)`
     n_frames:int, # frames of the input's STFT
 ) -> tuple: # activations `(batch, component, n_frames)`, pooled `(batch, component)`, logits `(batch, class)`
-    "Activations, their means over time relative to their common mean, and the class that these point to; raises `ValueError` for maps of another classifier"
+    "Activations, how much each component has of them, and the class that this points to; raises `ValueError` for foreign maps"
     found = [m.shape[1] for m in maps]
     if found != self.tap_channels:
-        raise ValueError(f"This network reads maps with {self.tap_channels} channels. Found: {found}. Train one for this classifier with train_l2i.")
+        raise ValueError(f"This network reads maps with {self.tap_channels} channels. Found: {found}. "
+                         "Train one for this classifier with train_l2i.")
     x = 0
     for standardize, lateral, m in zip(self.standardize, self.laterals, maps):
         m = F.adaptive_avg_pool2d(m, (self.rows, m.shape[-1])).flatten(1, 2)
@@ -579,15 +586,16 @@ def train_l2i(
     mixed_precision:str='no', # 'no', 'bf16' or 'fp16'
 ) -> Path: # the folder, for `L2I.from_folder`
     "Learn a dictionary and train an `L2INetwork`; goes on where it was killed; raises `ValueError`"
-    folder, settings = Path(folder), dict(epochs=epochs, n_components=n_components, batch_size=batch_size, lr=lr, seed=seed, n_clips=len(dataset))
+    folder, sha256 = Path(folder), _sha256(_tensors(classifier.model))
+    settings = dict(epochs=epochs, n_components=n_components, batch_size=batch_size, lr=lr, seed=seed, n_clips=len(dataset))
     dictionary = learn_dictionary(stft, dataset, n_components, seed=seed)
-    sha256 = _sha256(_tensors(classifier.model))
     with torch.no_grad(): _, maps = classifier.with_taps(stft(dataset[0][0][None].to(next(classifier.parameters())))[0])
     with seeded(seed): network = L2INetwork([m.shape[1] for m in maps], stft.n_freqs, len(classifier.labels), n_components)
     network.dictionary.copy_(dictionary)
     loaders = loader(dataset, batch_size, shuffle=True, seed=seed), loader(valid or dataset, batch_size)
-    learner = Learner(L2ITask(classifier, network, stft), *loaders, epochs, lr, seed=seed, folder=folder/'training', mixed_precision=mixed_precision,
-                      callbacks=[Checkpoint(), Log()] + [Progress()] * progress, config=settings | dict(classifier=sha256))
+    learner = Learner(L2ITask(classifier, network, stft), *loaders, epochs, lr, seed=seed, folder=folder/'training',
+                      mixed_precision=mixed_precision, config=settings | dict(classifier=sha256, precision=mixed_precision),
+                      callbacks=[Checkpoint(), Log()] + [Progress()] * progress)
     learner.fit()
     network.cpu().load_state_dict(load_file(folder/'training'/'best.safetensors'))
     weights, history = _tensors(network), learner.history
@@ -612,9 +620,9 @@ def load_l2i(
 
 # %% ../nbs/09_baselines.ipynb #09baselines095
 class L2I(Baseline):
-    "Share of the components that matter to the class in an NMF reconstruction (Parekh et al. 2022, arXiv 2202.11479)"
+    "Share of the components that matter to the class in an NMF reconstruction, which is the mask (arXiv 2202.11479)"
     name, citation = 'l2i', 'Parekh et al. 2022, arXiv 2202.11479'
-    how = 'share of the selected components (relevance above `threshold` times the greatest) in the NMF reconstruction; a share needs no scaling'
+    how = 'share of the selected components (relevance above `threshold` times the greatest) in the NMF reconstruction, as it is'
     def __init__(self,
         classifier:TappedClassifier, # the classifier that it was trained for
         folder=None, # that `train_l2i` wrote
@@ -624,7 +632,7 @@ class L2I(Baseline):
     ):
         super().__init__(classifier, **kwargs)
         if (folder is None) == (network is None):
-            raise ValueError("l2i needs a trained network: l2i with folder=… (from train_l2i) or with network=…, one of the two.")
+            raise ValueError("l2i needs a trained network: folder=… (that train_l2i wrote) or network=…, one of the two.")
         self.threshold = threshold
         network = load_l2i(folder, classifier) if network is None else network
         self.network = network.eval().requires_grad_(False).to(next(classifier.parameters()).device)
@@ -645,14 +653,14 @@ class L2I(Baseline):
 
 # %% ../nbs/09_baselines.ipynb #09baselines098
 class RandomMask(Baseline):
-    "Independent uniform numbers"
+    "Independent uniform numbers in [0, 1], which are the mask"
     name, citation, draws = 'random', 'control', True
     how = 'uniform in [0, 1] as drawn'
     def raw(self, x, target): return torch.rand(x.shape, device=x.device)  # not rand_like, which follows the memory layout
     def to_mask(self, scores): return scores
 
 class ConstantMask(Baseline):
-    "The same number everywhere"
+    "The same number everywhere, which is the mask"
     name, citation, how = 'constant', 'control', 'the constant itself'
     def __init__(self,
         classifier:TappedClassifier, # not asked
@@ -672,7 +680,7 @@ class EverythingMask(ConstantMask):
     def __init__(self, classifier:TappedClassifier, **kwargs): super().__init__(classifier, value=1., **kwargs)
 
 class EnergyMask(Baseline):
-    "The input itself: loud bins count"
+    "The compressed magnitude itself: loud bins count; `RULE` makes the mask"
     name, citation, how = 'energy', 'control', f'the compressed magnitude; {RULE}'
     def raw(self, x, target): return x.clone()
 
