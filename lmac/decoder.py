@@ -87,6 +87,7 @@ class MaskDecoder(nn.Module):
         self.merges = nn.ModuleList(Merge(n, channels) for n in tap_channels)
         self.head, self.skip = nn.Conv2d(channels, head_channels, 3, padding=1), nn.Conv2d(tap_channels[0], head_channels, 1)
         self.weigh, self.sum = Weigh(tap_channels[-1], 2 * head_channels), nn.Conv2d(2 * head_channels, 1, 3, padding=1)
+        nn.init.ones_(self.sum.bias)
         self.register_buffer('to_bins', band_to_bin(band_hz, bin_hz), persistent=False)
         self.to(memory_format=torch.channels_last)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONFIGS', 'STAGES', 'NEEDED', 'NEEDED_CLASSIFIER', 'NEEDED_EXPLAINER', 'read_config', 'check_config', 'open_dataset',
-           'learn', 'training_record', 'model_card', 'probabilities_metrics', 'means_on', 'train_classifier',
-           'train_explainer']
+           'learn', 'training_record', 'trained_before', 'model_card', 'probabilities_metrics', 'means_on',
+           'train_classifier', 'train_explainer']
 
 # %% ../nbs/09_recipes.ipynb #09recipes002
 import json, os, sys
@@ -106,6 +106,11 @@ def training_record(
                 seconds=round(sum(row['seconds'] for row in learner.history), 1), best_epoch=best['epoch'],
                 validation={k.removeprefix('valid_'): round(v, 4) for k, v in best.items() if k.startswith('valid_')})
 
+def trained_before(made):
+    "What a model was trained on from, in words"
+    before = made.get('parent')
+    return f" Before that, `{before['command']}` in {before['seconds'] / 60:.1f} min.{trained_before(before)}" if before else ''
+
 def model_card(
     name:str, # of the model
     what:str, # one sentence
@@ -119,7 +124,7 @@ def model_card(
             f"Trained on `{data['dataset']}`, folds {data['train']}; epoch {made['best_epoch']} of {made['epochs']} taken by `{made['config']['monitor']['monitor']}` on folds {data['valid']}; tested on folds "
             f"{data.get('test')}. Data: {credit} Made by `{made['command']}` in {made['seconds'] / 60:.1f} min "
             f"({made['machine']['cpu']}, {made['machine']['cores_used']} threads), "
-            f"lmac {made['lmac_version']}, torch {made['torch_version']}.\n\n## Validation\n\n{table(made['validation'])}\n\n"
+            f"lmac {made['lmac_version']}, torch {made['torch_version']}.{trained_before(made)}\n\n## Validation\n\n{table(made['validation'])}\n\n"
             f"## Test\n\n{table(test)}\n")
 
 # %% ../nbs/09_recipes.ipynb #09recipes014
@@ -192,6 +197,7 @@ def train_explainer(
     test = means_on(task, dataset, config['data']['test']) if config['data'].get('test') else {}
     shared = Path(os.path.relpath(parent / parts['classifier']['file'], out)).as_posix() if share_classifier else None
     LMAC(classifier, decoder, stft, config['domain'], made | dict(test=test)).save_pretrained(out, shared)
-    what = f"An explainer (L-MAC{', fine-tuned for listening' if guidance else ''}) for the classifier in `{parent.name}`."
+    home = (parent / parts['classifier']['file']).resolve().parent.name
+    what = f"An explainer (L-MAC{', fine-tuned for listening' if guidance else ''}) for the classifier in `{home}`."
     write_atomically(out / 'README.md', model_card(out.name, what, made, test).encode())
     return test
