@@ -310,7 +310,7 @@ def evaluate(
     progress:bool=True, # show progress bars
 ) -> dict: # what the result file holds
     "Evaluate soft and binary masks, on the spectrogram and as heard; raises `ValueError` or `OSError`"
-    out, clips, start = result_file(out), dataset.fold(*folds), time.perf_counter()
+    clips, out, start = dataset.fold(*folds), result_file(out), time.perf_counter()
     tables = {key: score_clips(explainer, clips, **how, batch_size=batch_size, progress=progress) for key, how in WAYS.items()}
     seconds = time.perf_counter() - start
     made = provenance(explainer, name, data, clips, seed, command)
@@ -961,7 +961,7 @@ def benchmark(
     progress:bool=True, # show a progress bar
 ) -> dict: # what the result file holds
     "Score methods × conditions × seeds; a run that was killed goes on where it was; raises `ValueError` or `OSError`"
-    out, clips = result_file(out), dataset.fold(*folds)
+    clips, out = dataset.fold(*folds), result_file(out)
     check_dataset(explainer, clips)
     if quick: clips = few_clips(clips, QUICK['n_clips'])
     loaded = load_methods(methods or (QUICK['methods'] if quick else all_methods()), explainer)

@@ -92,7 +92,9 @@ class MaskDecoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
 # %% ../nbs/04_decoder.ipynb #04decoder020
-def enlarge(x, size): return F.interpolate(x, size, mode='bilinear', align_corners=False)
+def enlarge(x, size):
+    "Bilinear interpolation to `size`, `(freq, frame)`"
+    return F.interpolate(x, size, mode='bilinear', align_corners=False)
 
 # %% ../nbs/04_decoder.ipynb #04decoder021
 @patch

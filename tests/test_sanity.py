@@ -147,6 +147,14 @@ def test_batch_statistics_are_reset(explainer):
     assert norm.running_mean.eq(0).all() and norm.running_var.eq(1).all() and norm.num_batches_tracked == 0
     assert not explainer.classifier.model.conv_block2.bn1.running_mean.eq(0).all()
 
+def test_statistics_estimated_of_named_layers_only(explainer, magnitude):
+    changed, plain = (randomized(explainer, ['conv_block5', 'fc'], 0, m).classifier.model for m in (magnitude, None))
+    assert changed.conv_block5.conv1.weight.equal(plain.conv_block5.conv1.weight)
+    assert not changed.conv_block5.bn1.running_mean.eq(0).all() and plain.conv_block5.bn1.running_mean.eq(0).all()
+    assert not changed.training and not changed.conv_block5.bn1.training and changed.conv_block5.bn1.momentum == .1
+    for name in ('conv_block4', 'conv_block6', 'bn0'):
+        for a, b in zip(getattr(changed, name).buffers(), getattr(explainer.classifier.model, name).buffers()): assert a.equal(b)
+
 def test_random_weights_depend_on_seed_and_name_only(explainer):
     state = torch.random.get_rng_state()
     def weight(names, seed): return randomized(explainer, names, seed).classifier.model.fc1.weight
@@ -160,10 +168,11 @@ def test_reset_says_what_it_cannot(explainer):
     with pytest.raises(ValueError, match=r"'0' \(Scale\) has weights and no reset_parameters"): reset_layers(nn.Sequential(Scale()), ['0'])
     with pytest.raises(ValueError, match="no layer 'nowhere'"): randomized(explainer, ['nowhere'])
 
-def test_cascade(explainer, magnitude):
+@pytest.mark.parametrize('statistics', sanity.STATISTICS)
+def test_cascade(explainer, magnitude, statistics):
     before = {k: v.clone() for k, v in explainer.classifier.state_dict().items()}
     ticks = []
-    table = cascade(Gradient, explainer, magnitude, seeds=(0, 1), tick=lambda: ticks.append(1))
+    table = cascade(Gradient, explainer, magnitude, seeds=(0, 1), statistics=statistics, tick=lambda: ticks.append(1))
     assert all(v.equal(before[k]) for k, v in explainer.classifier.state_dict().items())
     assert len(table) == 2 * 10 * 3 and len(ticks) == 20
     nothing = table[table.stage == 'none']
@@ -319,7 +328,7 @@ def test_a_killed_run_goes_on(runs, tmp_path, monkeypatch):
     def counts(*args, **kwargs): calls.append(1); return real(*args, **kwargs)
     monkeypatch.setattr(sanity, 'cascade', counts)
     result = sanity.run_cascade(out, quick=True, progress=False, runs=runs)
-    assert len(calls) == len(result['settings']['methods'])  # one before, the others after
+    assert len(calls) == len(result['settings']['methods']) * len(sanity.STATISTICS)  # one before, the others after
 
 @pytest.mark.parametrize('run', RUNS.values())
 def test_result_file_must_be_json(run, tmp_path):
