@@ -376,6 +376,7 @@ class Setup:
     valid: tuple = (4,)
     test: tuple = (5,)
 
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts056
 TIED = dict(beep='rain', click='sea_waves', hum='dog', band_limit='crying_baby')
 METHODS = ('lmac', 'saliency', 'smoothgrad', 'integrated_gradients', 'guided_backprop', 'gradcam', 'guided_gradcam', 'gradient_shap',
            'occlusion', 'lime', 'random', 'energy')
@@ -384,8 +385,8 @@ def full_setup() -> Setup: # ESC-10 and the bundled models
     "The experiment proper; raises as `esc50` if the recordings are not there"
     parent, recipe = LMAC.from_pretrained(), {k: v for k, v in read_config('esc10').items() if k in ('loss', 'augmentation', 'domain')}
     clips = esc50(subset='esc10', sample_rate=parent.sample_rate, duration_s=parent.classifier.duration_s)
-    return Setup(parent, clips, TIED, dict(epochs=16, batch_size=16, lr=2e-3, weight_decay=.01, warmup=.2),
-                 dict(epochs=16, batch_size=16, lr=1e-3), recipe, read_config('esc10-classifier')['augmentation'] | dict(mix_share=.4), METHODS)
+    return Setup(parent, clips, TIED, dict(epochs=16, batch_size=16, lr=2e-3, weight_decay=.01, warmup=.2, mixed_precision='bf16'),
+                 dict(epochs=16, batch_size=16, lr=1e-3, mixed_precision='bf16'), recipe, read_config('esc10-classifier')['augmentation'] | dict(mix_share=.4), METHODS)
 
 def tiny_setup() -> Setup: # synthetic scenes of a second, three classes of them
     "The same in small, of which only the workings can be learned"
@@ -396,7 +397,7 @@ def tiny_setup() -> Setup: # synthetic scenes of a second, three classes of them
     return Setup(LMAC(short, bundled.decoder, bundled.stft, bundled.domain), scene_clips(names, c.labels, 20), dict.fromkeys(ARTEFACTS, 'dog'),
                  dict(epochs=8, batch_size=8, lr=1e-3), dict(epochs=1, batch_size=8, lr=1e-3), recipe, plain, ('lmac', 'saliency', 'random', 'energy'), stray=.5)
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts057
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts058
 def learn_shortcut(
     setup:Setup, # the experiment
     name:str, # of the artefact
@@ -423,7 +424,7 @@ def make_method(
     from lmac.baselines import make_baseline
     return make_baseline(name, explainer.classifier)
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts058
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts059
 def measure_method(
     method, # with `attribute(magnitude)`, and `scores` and `to_mask` if it ranks bins by more than its mask
     stft:STFT, # waveform to magnitude
@@ -451,7 +452,7 @@ class Ideal:
         clue, rest = (self.stft(part)[0].square() for part in (self.clues, self.waveforms - self.clues))
         return clue/(clue + rest).clamp_min(1e-12)
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts059
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts060
 def study_shortcut(
     setup:Setup, # the experiment
     name:str, # of the artefact
@@ -479,7 +480,7 @@ def study_shortcut(
     rows = [table.assign(artefact=name, method=shown, clip=clips, own=proof.own[clips].to_list()) for shown, table in rows.items()]
     return facts, pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts061
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts062
 def summarize_shortcuts(
     rows:pd.DataFrame, # measures of all artefacts
     seed:int=0, # of the resampling
@@ -496,7 +497,7 @@ def summarize_shortcuts(
             found += [dict(artefact=artefact, method=method, measure=m, **n) for m, n in numbers.items()]
     return found
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts062
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts063
 def kept_result(
     file:Path, # where it is kept
     settings:dict, # that it must have been made with
@@ -519,7 +520,7 @@ def settings_of(
     levels = {name: ARTEFACTS[name].level_db for name in setup.tied}
     return json.loads(json.dumps(dict({p: getattr(setup, p) for p in parts}, levels_db=levels, seed=seed, parent_crc32=zlib.crc32(weights), n_clips=len(setup.clips))))
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts063
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts064
 def run_shortcuts(
     out:Path, # result file to write, ending in .json; the clip-by-clip table goes beside it as .csv.gz
     quick:bool=False, # a tiny version on synthetic scenes
