@@ -51,24 +51,24 @@ def band_to_bin(
     weights[upper, index] += share
     return weights.float()
 
-# %% ../nbs/04_decoder.ipynb #04decoder016
+# %% ../nbs/04_decoder.ipynb #04decoder018
 class Weigh(nn.Module):
-    "What each candidate is worth and where, as the deepest map has it: nothing, for what training clips have in common"
+    "What each candidate is worth and where, by the pattern over the deepest map's channels; on average nothing, for random maps"
     def __init__(self,
-        n_map:int, # channels of the deepest map
+        n_map:int, # channels of the deepest map, at least 2
         n_candidates:int, # candidates to weigh
     ):
         super().__init__()
-        self.standardize = nn.BatchNorm2d(n_map, affine=False)
+        if n_map < 2: raise ValueError(f"The deepest map must have at least 2 channels to weigh by. Found: {n_map}. Tap another layer.")
         self.here, self.clip = (nn.Conv2d(n_map, n_candidates, 1, bias=False) for _ in range(2))
 
     def forward(self,
         deepest:Tensor, # map `(batch, n_map, freq, frame)`
     ) -> Tensor: # weights `(batch, n_candidates, freq, frame)`
-        deepest = self.standardize(deepest)
-        return self.here(deepest) + self.clip(deepest.mean((2, 3), keepdim=True))
+        pattern = F.layer_norm(deepest.movedim(1, -1), deepest.shape[1:2]).movedim(-1, 1)
+        return self.here(pattern) + self.clip(pattern.mean((2, 3), keepdim=True))
 
-# %% ../nbs/04_decoder.ipynb #04decoder019
+# %% ../nbs/04_decoder.ipynb #04decoder021
 class MaskDecoder(nn.Module):
     "Hidden maps of a classifier to a mask over its input's STFT (L-MAC, section 3): `σ(decoder(h))`"
     def __init__(self,
@@ -91,12 +91,12 @@ class MaskDecoder(nn.Module):
         self.register_buffer('to_bins', band_to_bin(band_hz, bin_hz), persistent=False)
         self.to(memory_format=torch.channels_last)
 
-# %% ../nbs/04_decoder.ipynb #04decoder020
+# %% ../nbs/04_decoder.ipynb #04decoder022
 def enlarge(x, size):
     "Bilinear interpolation to `size`, `(freq, frame)`"
     return F.interpolate(x, size, mode='bilinear', align_corners=False)
 
-# %% ../nbs/04_decoder.ipynb #04decoder021
+# %% ../nbs/04_decoder.ipynb #04decoder023
 @patch
 def logits(self:MaskDecoder,
     maps:list, # tapped maps, each `(batch, channel, freq, frame)`, input side first
@@ -115,7 +115,7 @@ def logits(self:MaskDecoder,
     drawn = enlarge(self.sum(worth * candidates), (len(self.band_hz), n_frames))
     return (drawn[:, 0].mT @ self.to_bins).mT
 
-# %% ../nbs/04_decoder.ipynb #04decoder022
+# %% ../nbs/04_decoder.ipynb #04decoder024
 @patch
 def forward(self:MaskDecoder,
     maps:list, # tapped maps, each `(batch, channel, freq, frame)`, input side first
@@ -129,7 +129,7 @@ def config(self:MaskDecoder) -> dict: # keyword arguments that make this decoder
     "What `MaskDecoder(**config)` needs"
     return {k: getattr(self, k) for k in ('tap_channels', 'band_hz', 'bin_hz', 'channels', 'head_channels')}
 
-# %% ../nbs/04_decoder.ipynb #04decoder024
+# %% ../nbs/04_decoder.ipynb #04decoder026
 def fold_before(
     conv:nn.Conv2d, # 1×1 convolution
     norm:nn.BatchNorm2d, # normalisation of its input, without weights
@@ -152,7 +152,7 @@ def folded(self:MaskDecoder) -> MaskDecoder: # for drawing masks; not to be trai
     fast.standardize = nn.ModuleList(nn.Identity() for _ in fast.merges)
     return fast.requires_grad_(False).to(memory_format=torch.channels_last)
 
-# %% ../nbs/04_decoder.ipynb #04decoder026
+# %% ../nbs/04_decoder.ipynb #04decoder028
 @patch(cls_method=True)
 def for_classifier(cls:MaskDecoder,
     classifier:TappedClassifier, # the classifier to explain
