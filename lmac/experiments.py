@@ -13,8 +13,7 @@ __all__ = ['SYNTHETIC', 'MASKS', 'RATES', 'DECODERS', 'EXPLAIN_ONCE', 'BETTER', 
            'run_ablation']
 
 # %% ../nbs/11_experiments.ipynb #11experiments002
-import copy, gzip, hashlib, json, platform, statistics, sys, time, zlib
-from datetime import datetime, timezone
+import copy, gzip, hashlib, json, statistics, sys, time, zlib
 from pathlib import Path
 
 import pandas as pd
@@ -22,16 +21,15 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from . import __version__
 from .audio import make_scene, save_audio, write_atomically
-from .benchmark import full_width, peak_rss_mb, score_batch
+from .benchmark import full_width, peak_rss_mb, result_file, score_batch
 from .classifier import Cnn14, TappedClassifier
 from .data import ClipDataset, loader, mix_at_snr
 from .decoder import MaskDecoder
 from .explain import LMAC, explainer_folder, save_classifier
 from .masking import Guidance, MaskingLoss, apply_mask
 from .metrics import METRICS, bootstrap_interval
-from .provenance import command_line, git_revision, machine
+from .provenance import origin
 from .recipes import open_dataset, read_config
 from .reference import REFERENCE_TAPS, ReferenceDecoder, ReferenceExplainer, full_width_reference, with_taps_at
 from .spectrogram import STFT, LogMel
@@ -270,10 +268,9 @@ def begin(
     runs, # folder for what is trained
 ) -> tuple: # `out` as a path, the experiment's folder, the time
     "Make the folders; raises `ValueError` for another ending"
-    out = Path(out)
-    if out.suffix != '.json': raise ValueError(f"The result file must end in .json. Found: {out.name}.")
+    out = result_file(out)
     run = Path(runs) / out.stem
-    for folder in (out.parent, run): folder.mkdir(parents=True, exist_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
     return out, run, time.perf_counter()
 
 # %% ../nbs/11_experiments.ipynb #11experiments033
@@ -284,10 +281,7 @@ def finish(
     **result, # plain values
 ) -> dict: # what the file holds
     "Write a result with all that is needed to repeat it: command, revision, machine, versions, date"
-    versions = dict(lmac=__version__, torch=str(torch.__version__), python=platform.python_version())
-    made = dict(command=command_line(sys.argv), date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-                git=git_revision(), machine=machine(), versions=versions)
-    result |= dict(seconds=time.perf_counter() - start, provenance=made)
+    result |= dict(seconds=time.perf_counter() - start, provenance=origin())
     table = per_clip.to_csv(index=False, float_format='%.6g').encode()
     write_atomically(out.with_suffix('.csv.gz'), gzip.compress(table, mtime=0))
     write_atomically(out, json.dumps(result, indent=1).encode())
