@@ -539,14 +539,13 @@ def mask_auc(
 # %% ../nbs/10_benchmark.ipynb #10benchmark104
 def si_sdr(
     estimate:Tensor, # `(..., time)`
-    target:Tensor, # `(..., time)`, not silent
-    lowest:float=-30., # dB, what an estimate gets that has nothing of the target in it, silence for one
-) -> Tensor: # `(...)` in dB
+    target:Tensor, # same shape
+) -> Tensor: # `(...)` in dB, from -30, what an estimate gets that has nothing of the target in it, silence for one, to 100
     "Scale-invariant signal-to-distortion ratio (arXiv 1811.02508, equation 3)"
     estimate, target = estimate.double(), target.double()
-    along = (estimate * target).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True) * target
+    along = (estimate * target).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True).clamp_min(1e-20) * target
     ratio = 10 * torch.log10(along.square().sum(-1) / (estimate - along).square().sum(-1))
-    return ratio.nan_to_num(nan=lowest, neginf=lowest).clamp(min=lowest)
+    return ratio.nan_to_num(nan=-30.).clamp(-30., 100.)
 
 # %% ../nbs/10_benchmark.ipynb #10benchmark107
 def attribution(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SYNTHETIC', 'MASKS', 'RATES', 'DECODERS', 'EXPLAIN_ONCE', 'BETTER', 'FASTER', 'WEIGHTS_AND_THRESHOLDS', 'ABLATIONS',
-           'EXPERIMENTS', 'synthetic_clips', 'open_clips', 'mixtures', 'si_sdr', 'log_spectral_distance', 'hear',
-           'quality', 'score_conditions', 'interval_rows', 'paired_row', 'paired_rows', 'changed', 'part_folder', 'fit',
+           'EXPERIMENTS', 'synthetic_clips', 'open_clips', 'mixtures', 'log_spectral_distance', 'hear', 'quality',
+           'score_conditions', 'interval_rows', 'paired_row', 'paired_rows', 'changed', 'part_folder', 'fit',
            'explainer_task', 'scored', 'begin', 'finish', 'RecordedTask', 'reference_config', 'reference_classifier',
            'accuracy', 'fit_decoder', 'compete', 'time_in_turns', 'training_step', 'explanation_times',
            'explanation_memory_mb', 'reference_costs', 'run_reference', 'check_reference', 'tradeoff_points',
@@ -18,11 +18,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .audio import make_scene, save_audio, write_atomically
-from .benchmark import full_width, peak_rss_mb, result_file, score_batch
+from .benchmark import full_width, peak_rss_mb, result_file, score_batch, si_sdr
 from .classifier import Cnn14, TappedClassifier
 from .data import ClipDataset, loader, mix_at_snr
 from .decoder import MaskDecoder
@@ -84,17 +83,6 @@ def mixtures(
     return dict(mixed=mixed, signal=signal, other=mixed - signal, target=targets, other_target=targets[other])
 
 # %% ../nbs/11_experiments.ipynb #11experiments011
-def si_sdr(
-    estimate:Tensor, # `(batch, time)`
-    clean:Tensor, # same shape
-) -> Tensor: # `(batch,)` in dB
-    "Scale-invariant signal-to-distortion ratio, within ±100 dB; -100 dB for a silent estimate"
-    estimate, clean = estimate.double(), clean.double()
-    scale = (estimate * clean).sum(-1, keepdim=True) / clean.square().sum(-1, keepdim=True).clamp_min(1e-20)
-    right = (scale * clean).square().sum(-1)
-    wrong = (estimate - scale * clean).square().sum(-1)
-    return torch.where(right > 0, 10 * (right / wrong.clamp_min(1e-20)).log10(), -100.).clamp(-100, 100).float()
-
 def log_spectral_distance(
     estimate:Tensor, # magnitude `(batch, freq, frame)`
     clean:Tensor, # magnitude, same shape
