@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from .audio import SOURCES, fit_peak, load_audio, make_scene, save_audio, write_atomically
 from .classifier import Cnn14, TappedClassifier
-from .data import ClipDataset, audio_files, data_root, loader, match_length, mix_at_snr, snr_db
+from .data import ClipDataset, audio_files, data_root, loader, match_length, mix_at_snr
 from .decoder import MaskDecoder
 from .explain import LMAC, explainer_folder
 from .masking import apply_mask, binarize
