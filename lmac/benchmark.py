@@ -17,30 +17,27 @@ __all__ = ['ROUTES', 'MEASURE', 'WAYS', 'AGAINST', 'BARS', 'KINDS', 'KEYS', 'NUM
            'read_benchmark', 'benchmark_figures']
 
 # %% ../nbs/10_benchmark.ipynb #10benchmark002
-import gzip, hashlib, json, math, platform, re, shutil, statistics, subprocess, sys, sysconfig, tempfile, time
+import gzip, hashlib, json, math, re, shutil, statistics, subprocess, sys, sysconfig, tempfile, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-import torchaudio
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-import lmac
 from .audio import SOURCES, fit_peak, load_audio, make_scene, save_audio, write_atomically
 from .classifier import Cnn14, TappedClassifier
-from .data import ClipDataset, audio_files, data_root, loader, match_length, mix_at_snr, snr_db
+from .data import ClipDataset, audio_files, data_root, loader, match_length, mix_at_snr
 from .decoder import MaskDecoder
 from .explain import LMAC, explainer_folder
 from .masking import apply_mask, binarize
 from .metrics import (METRICS, average_drop, average_gain, average_increase, complexity, faithfulness,
                           input_fidelity, sparseness, summarize)
-from .provenance import command_line, git_revision, machine
+from .provenance import git_revision, origin
 from .spectrogram import STFT, LogMel
 from .training import random_noise
 
@@ -254,12 +251,10 @@ def provenance(
     command:str=None, # what made the numbers; None: the command of this process
 ) -> dict: # plain values
     "All that is needed to repeat an evaluation"
-    versions = {m.__name__: str(m.__version__) for m in (lmac, torch, torchaudio)} | dict(python=platform.python_version())
-    return dict(
-        command=command or command_line(sys.argv), date=datetime.now(timezone.utc).isoformat(timespec='seconds'), seed=seed,
-        explainer=dict(name=Path(name).name, sha256=weights_sha256(explainer)),
-        dataset=dict(name=Path(data).name, folds=sorted(set(clips.folds.tolist())), n_clips=len(clips)),
-        git=git_revision(), machine=machine() | dict(device=explainer.device.type), versions=versions)
+    made = origin(command)
+    made['machine']['device'] = explainer.device.type
+    return made | dict(seed=seed, explainer=dict(name=Path(name).name, sha256=weights_sha256(explainer)),
+                       dataset=dict(name=Path(data).name, folds=sorted(set(clips.folds.tolist())), n_clips=len(clips)))
 
 # %% ../nbs/10_benchmark.ipynb #10benchmark053
 def summarize_ways(
@@ -544,14 +539,13 @@ def mask_auc(
 # %% ../nbs/10_benchmark.ipynb #10benchmark104
 def si_sdr(
     estimate:Tensor, # `(..., time)`
-    target:Tensor, # `(..., time)`, not silent
-    lowest:float=-30., # dB, what an estimate gets that has nothing of the target in it, silence for one
-) -> Tensor: # `(...)` in dB
+    target:Tensor, # same shape
+) -> Tensor: # `(...)` in dB, from -30, what an estimate gets that has nothing of the target in it, silence for one, to 100
     "Scale-invariant signal-to-distortion ratio (arXiv 1811.02508, equation 3)"
     estimate, target = estimate.double(), target.double()
-    along = (estimate * target).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True) * target
+    along = (estimate * target).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True).clamp_min(1e-20) * target
     ratio = 10 * torch.log10(along.square().sum(-1) / (estimate - along).square().sum(-1))
-    return ratio.nan_to_num(nan=lowest, neginf=lowest).clamp(min=lowest)
+    return ratio.nan_to_num(nan=-30.).clamp(-30., 100.)
 
 # %% ../nbs/10_benchmark.ipynb #10benchmark107
 def attribution(

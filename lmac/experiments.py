@@ -4,34 +4,31 @@
 
 # %% auto #0
 __all__ = ['SYNTHETIC', 'MASKS', 'RATES', 'DECODERS', 'EXPLAIN_ONCE', 'BETTER', 'FASTER', 'WEIGHTS_AND_THRESHOLDS', 'ABLATIONS',
-           'EXPERIMENTS', 'synthetic_clips', 'open_clips', 'mixtures', 'si_sdr', 'log_spectral_distance', 'hear',
-           'quality', 'score_conditions', 'interval_rows', 'paired_row', 'paired_rows', 'changed', 'part_folder', 'fit',
+           'EXPERIMENTS', 'synthetic_clips', 'open_clips', 'mixtures', 'log_spectral_distance', 'hear', 'quality',
+           'stacked', 'score_conditions', 'interval_rows', 'paired_row', 'paired_rows', 'changed', 'part_folder', 'fit',
            'explainer_task', 'scored', 'begin', 'finish', 'RecordedTask', 'reference_config', 'reference_classifier',
            'accuracy', 'fit_decoder', 'compete', 'time_in_turns', 'training_step', 'explanation_times',
            'explanation_memory_mb', 'reference_costs', 'run_reference', 'check_reference', 'tradeoff_points',
-           'bundled_parent', 'score_point', 'run_tradeoff', 'pareto', 'ablation_configs', 'score_ablation',
-           'run_ablation']
+           'bundled_parent', 'bundled_clips', 'score_each', 'score_point', 'run_tradeoff', 'pareto', 'ablation_configs',
+           'score_ablation', 'run_ablation']
 
 # %% ../nbs/11_experiments.ipynb #11experiments002
-import copy, gzip, hashlib, json, platform, statistics, sys, time, zlib
-from datetime import datetime, timezone
+import copy, gzip, hashlib, json, statistics, sys, time, zlib
 from pathlib import Path
 
 import pandas as pd
 import torch
-from fastcore.basics import patch
 from torch import Tensor, nn
 
-from . import __version__
 from .audio import make_scene, save_audio, write_atomically
-from .benchmark import full_width, peak_rss_mb, score_batch
+from .benchmark import full_width, peak_rss_mb, result_file, score_batch, si_sdr
 from .classifier import Cnn14, TappedClassifier
 from .data import ClipDataset, loader, mix_at_snr
 from .decoder import MaskDecoder
 from .explain import LMAC, explainer_folder, save_classifier
 from .masking import Guidance, MaskingLoss, apply_mask
 from .metrics import METRICS, bootstrap_interval
-from .provenance import command_line, git_revision, machine
+from .provenance import origin
 from .recipes import open_dataset, read_config
 from .reference import REFERENCE_TAPS, ReferenceDecoder, ReferenceExplainer, full_width_reference, with_taps_at
 from .spectrogram import STFT, LogMel
@@ -86,17 +83,6 @@ def mixtures(
     return dict(mixed=mixed, signal=signal, other=mixed - signal, target=targets, other_target=targets[other])
 
 # %% ../nbs/11_experiments.ipynb #11experiments011
-def si_sdr(
-    estimate:Tensor, # `(batch, time)`
-    clean:Tensor, # same shape
-) -> Tensor: # `(batch,)` in dB
-    "Scale-invariant signal-to-distortion ratio, within ±100 dB; -100 dB for a silent estimate"
-    estimate, clean = estimate.double(), clean.double()
-    scale = (estimate * clean).sum(-1, keepdim=True) / clean.square().sum(-1, keepdim=True).clamp_min(1e-20)
-    right = (scale * clean).square().sum(-1)
-    wrong = (estimate - scale * clean).square().sum(-1)
-    return torch.where(right > 0, 10 * (right / wrong.clamp_min(1e-20)).log10(), -100.).clamp(-100, 100).float()
-
 def log_spectral_distance(
     estimate:Tensor, # magnitude `(batch, freq, frame)`
     clean:Tensor, # magnitude, same shape
@@ -136,6 +122,13 @@ def quality(
     return pd.DataFrame(torch.cat(rows).numpy(), columns=['SI-SDR', 'SI-SDRi', 'LSD'])
 
 # %% ../nbs/11_experiments.ipynb #11experiments019
+def stacked(
+    tables:dict, # key, or tuple of keys → table
+    *names, # of the columns that the keys go to
+) -> pd.DataFrame: # one below the other
+    "Tables in one, whose first columns say which rows were whose"
+    return pd.concat(tables, names=names).reset_index(list(names)).reset_index(drop=True)
+
 MASKS = dict(soft=None, binary=.5) # thresholds at which masks are rounded
 
 def score_conditions(
@@ -151,9 +144,9 @@ def score_conditions(
             rows = [score_batch(explainer, batch, MASKS[mask]) for batch in waveforms.split(batch_size)]
             table = pd.DataFrame({k: torch.cat([row[k].cpu() for row in rows]).numpy() for k in rows[0]})
             tables[condition, mask] = table.rename_axis('clip').reset_index()
-    return pd.concat(tables, names=['condition', 'mask']).reset_index(level=[0, 1]).reset_index(drop=True)
+    return stacked(tables, 'condition', 'mask')
 
-# %% ../nbs/11_experiments.ipynb #11experiments021
+# %% ../nbs/11_experiments.ipynb #11experiments022
 def interval_rows(
     table:pd.DataFrame, # one row per clip
     by:list, # columns that tell groups apart
@@ -181,7 +174,7 @@ def paired_row(
     p = wilcoxon(advantage).pvalue if advantage.any() else 1.
     return dict(mean=float(advantage.mean()), low=low, high=high, p=float(p), n=len(advantage))
 
-# %% ../nbs/11_experiments.ipynb #11experiments022
+# %% ../nbs/11_experiments.ipynb #11experiments023
 def paired_rows(
     ours:pd.DataFrame, # from `score_conditions`
     theirs:pd.DataFrame, # of another explainer on the same clips
@@ -195,7 +188,7 @@ def paired_rows(
             rows.append(dict(condition=condition, mask=mask, metric=name, **paired_row(part[name], part[f'{name}_theirs'], metric.direction)))
     return rows
 
-# %% ../nbs/11_experiments.ipynb #11experiments025
+# %% ../nbs/11_experiments.ipynb #11experiments026
 def changed(
     config:dict, # a configuration
     **changes, # value by name, 'part__key' for a key of a part; a value of None takes it out
@@ -223,7 +216,7 @@ def part_folder(
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
-# %% ../nbs/11_experiments.ipynb #11experiments027
+# %% ../nbs/11_experiments.ipynb #11experiments028
 def fit(
     task, # `Task`; its trained module ends with the weights of the last epoch
     dataset:ClipDataset, # all folds
@@ -254,7 +247,7 @@ def explainer_task(
     loss = MaskingLoss(**config['loss'], guidance=guidance)
     return kind(classifier, decoder.requires_grad_(True), stft, loss, config['domain'], **config['augmentation'])
 
-# %% ../nbs/11_experiments.ipynb #11experiments029
+# %% ../nbs/11_experiments.ipynb #11experiments030
 def scored(
     folder:Path, # of this part
     make, # called without arguments, gives the table, if it is not there yet
@@ -264,19 +257,18 @@ def scored(
     if not file.exists(): write_atomically(file, make().to_csv(index=False).encode())
     return pd.read_csv(file)
 
-# %% ../nbs/11_experiments.ipynb #11experiments032
+# %% ../nbs/11_experiments.ipynb #11experiments033
 def begin(
     out, # result file, ending in .json
     runs, # folder for what is trained
 ) -> tuple: # `out` as a path, the experiment's folder, the time
     "Make the folders; raises `ValueError` for another ending"
-    out = Path(out)
-    if out.suffix != '.json': raise ValueError(f"The result file must end in .json. Found: {out.name}.")
+    out = result_file(out)
     run = Path(runs) / out.stem
-    for folder in (out.parent, run): folder.mkdir(parents=True, exist_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
     return out, run, time.perf_counter()
 
-# %% ../nbs/11_experiments.ipynb #11experiments033
+# %% ../nbs/11_experiments.ipynb #11experiments034
 def finish(
     out:Path, # result file
     start:float, # from `begin`
@@ -284,16 +276,13 @@ def finish(
     **result, # plain values
 ) -> dict: # what the file holds
     "Write a result with all that is needed to repeat it: command, revision, machine, versions, date"
-    versions = dict(lmac=__version__, torch=str(torch.__version__), python=platform.python_version())
-    made = dict(command=command_line(sys.argv), date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-                git=git_revision(), machine=machine(), versions=versions)
-    result |= dict(seconds=time.perf_counter() - start, provenance=made)
+    result |= dict(seconds=time.perf_counter() - start, provenance=origin())
     table = per_clip.to_csv(index=False, float_format='%.6g').encode()
     write_atomically(out.with_suffix('.csv.gz'), gzip.compress(table, mtime=0))
     write_atomically(out, json.dumps(result, indent=1).encode())
     return result
 
-# %% ../nbs/11_experiments.ipynb #11experiments036
+# %% ../nbs/11_experiments.ipynb #11experiments037
 class RecordedTask(ExplainerTask):
     "An `ExplainerTask` that logs a checksum of each batch that it draws masks for in training"
     def augment(self, waveform):
@@ -305,7 +294,7 @@ class RecordedTask(ExplainerTask):
         terms = super().forward(waveform, target)
         return terms | dict(checksum=torch.tensor(float(self.checksum), device=waveform.device))
 
-# %% ../nbs/11_experiments.ipynb #11experiments039
+# %% ../nbs/11_experiments.ipynb #11experiments040
 RATES = (2e-4, 6e-4, 2e-3) # learning rates that each decoder may choose from
 
 def reference_config(
@@ -320,7 +309,7 @@ def reference_config(
     if quick: classifier, explainer = (changed(c, training__batch_size=4) for c in (classifier, explainer))
     return dict(classifier=classifier, explainer=explainer, search_epochs=1)
 
-# %% ../nbs/11_experiments.ipynb #11experiments040
+# %% ../nbs/11_experiments.ipynb #11experiments041
 def reference_classifier(
     config:dict, # part `classifier` of `reference_config`
     clips:ClipDataset, # all folds
@@ -347,7 +336,7 @@ def accuracy(
     decided = torch.cat([classifier(stft(waveform)[0]).argmax(1) for waveform, _ in loader(clips, 16)])
     return 100 * (decided == clips.targets).float().mean().item()
 
-# %% ../nbs/11_experiments.ipynb #11experiments041
+# %% ../nbs/11_experiments.ipynb #11experiments042
 DECODERS = dict(ours=(MaskDecoder, LMAC), reference=(ReferenceDecoder, ReferenceExplainer))
 
 def fit_decoder(
@@ -368,7 +357,7 @@ def fit_decoder(
     task = explainer_task(tapped, decoder, stft, config, RecordedTask)
     return task, fit(task, clips, config, folder, progress), folder
 
-# %% ../nbs/11_experiments.ipynb #11experiments042
+# %% ../nbs/11_experiments.ipynb #11experiments043
 def compete(
     name:str, # of `DECODERS`
     classifier:TappedClassifier, # with all blocks tapped
@@ -393,7 +382,7 @@ def compete(
     explainer = DECODERS[name][1](task.classifier, task.trained, stft, plan['explainer']['domain'], training)
     return dict(task=task, explainer=explainer, folder=explainer.save_pretrained(folder / 'explainer'), search=search, training=training)
 
-# %% ../nbs/11_experiments.ipynb #11experiments044
+# %% ../nbs/11_experiments.ipynb #11experiments045
 def time_in_turns(
     turns:dict, # name → function without arguments
     n_repeats:int=20, # rounds that count, after one that does not
@@ -407,7 +396,7 @@ def time_in_turns(
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(found[1:]) for name, found in seconds.items()}
 
-# %% ../nbs/11_experiments.ipynb #11experiments045
+# %% ../nbs/11_experiments.ipynb #11experiments046
 def training_step(
     task:ExplainerTask, # is copied, so that it stays as it is
     waveform:Tensor, # `(batch, time)`
@@ -425,7 +414,7 @@ def training_step(
         optimizer.zero_grad()
     return step
 
-# %% ../nbs/11_experiments.ipynb #11experiments046
+# %% ../nbs/11_experiments.ipynb #11experiments047
 @torch.inference_mode()
 def explanation_times(
     explainers:dict, # name → explainer of one classifier
@@ -443,7 +432,7 @@ def explanation_times(
     return [dict(method=name, parameters=sum(p.numel() for p in e.decoder.parameters()),
                  **{key: found[name, key] for key in ('classifier_s', 'decoder_s', 'explanation_s')}) for name, e in explainers.items()]
 
-# %% ../nbs/11_experiments.ipynb #11experiments049
+# %% ../nbs/11_experiments.ipynb #11experiments050
 EXPLAIN_ONCE = """import sys, torch
 from lmac.benchmark import full_width
 from lmac.explain import LMAC
@@ -461,7 +450,7 @@ def explanation_memory_mb(
     "Peak memory of a process that loads an explainer and explains a clip of five seconds"
     return peak_rss_mb([sys.executable, '-c', EXPLAIN_ONCE, *map(str, what)])
 
-# %% ../nbs/11_experiments.ipynb #11experiments051
+# %% ../nbs/11_experiments.ipynb #11experiments052
 def reference_costs(
     found:dict, # name → what `compete` gives
     waveform:Tensor, # a batch `(batch, time)` for training steps
@@ -478,7 +467,7 @@ def reference_costs(
     full = explanation_times(dict(ours=full_width(), reference=full_width_reference()), 2)
     return rows + [dict(row, width='full', memory_mb=explanation_memory_mb(f"full_{row['method']}") - empty) for row in full]
 
-# %% ../nbs/11_experiments.ipynb #11experiments052
+# %% ../nbs/11_experiments.ipynb #11experiments053
 def run_reference(
     out='nbs/results/reference.json', # result file
     quick:bool=False, # a tiny version on synthetic clips
@@ -496,7 +485,7 @@ def run_reference(
     test = clips.fold(*settings['data']['test'])
     conditions = {'clean': test.waveforms, 'mixture 5 dB': mixtures(test, 5., 5., seed)['mixed']}
     tables = {name: score_conditions(f['explainer'], conditions) for name, f in found.items()}
-    per_clip = pd.concat(tables, names=['method']).reset_index(level=0).reset_index(drop=True)
+    per_clip = stacked(tables, 'method')
     training = {name: f['training'] for name, f in found.items()}
     return finish(out, start, per_clip, experiment='reference', quick=quick, seed=seed, plan=plan, training=training,
                   same_batches=training['ours']['checksums'] == training['reference']['checksums'],
@@ -506,7 +495,7 @@ def run_reference(
                   costs=reference_costs(found, clips.waveforms[:plan['explainer']['training']['batch_size']],
                                         plan['explainer']['mixed_precision'], quick))
 
-# %% ../nbs/11_experiments.ipynb #11experiments056
+# %% ../nbs/11_experiments.ipynb #11experiments057
 BETTER = ('AI', 'AD', 'AG', 'FF', 'Fid-In') # metrics by which ours must not be worse
 FASTER = {'decoder_s': 5, 'explanation_s': 5, 'step_s': 3} # by what factor ours must be faster
 
@@ -529,7 +518,7 @@ def check_reference(
                              measured=f'{ratio:.3g} times', interval=''))
     return pd.DataFrame(rows)
 
-# %% ../nbs/11_experiments.ipynb #11experiments059
+# %% ../nbs/11_experiments.ipynb #11experiments060
 WEIGHTS_AND_THRESHOLDS = [(weight, threshold) for weight in (1., 4., 16.) for threshold in (.4, .6, .8)]
 
 def tradeoff_points(
@@ -543,12 +532,34 @@ def tradeoff_points(
     grid = WEIGHTS_AND_THRESHOLDS[:1] if quick else WEIGHTS_AND_THRESHOLDS
     return points | {f'weight {w:g}, CCT {t:g}': changed(base, guidance__weight=w, guidance__threshold=t) for w, t in grid}
 
+# %% ../nbs/11_experiments.ipynb #11experiments062
 def bundled_parent() -> dict: # checksums of the bundled explainer's parts
     "What a fine-tuned explainer or an ablation depends on besides its configuration"
     config = json.loads((explainer_folder('esc10') / 'config.json').read_text())
     return {part: config[part]['sha256'] for part in ('classifier', 'decoder')}
 
-# %% ../nbs/11_experiments.ipynb #11experiments060
+def bundled_clips(
+    quick:bool, # synthetic clips of its classes
+    run:Path, # folder of the experiment
+) -> ClipDataset: # all folds
+    "Clips that the bundled explainer fits"
+    explainer = LMAC.from_pretrained('esc10')
+    return open_clips(quick, run / 'clips', explainer.sample_rate, explainer.classifier.duration_s, explainer.labels)
+
+def score_each(
+    configs:dict, # name → configuration
+    run:Path, # folder of the experiment
+    score, # called with a configuration and a folder to train in, gives the table
+    **needs, # what else the scores depend on
+) -> dict: # name → table
+    "Train and score one configuration after the other; what is scored already is read back"
+    tables = {}
+    for name, config in configs.items():
+        folder = part_folder(run, name, dict(config=config, **needs))
+        tables[name] = scored(folder, lambda: score(config, folder))
+    return tables
+
+# %% ../nbs/11_experiments.ipynb #11experiments064
 def score_point(
     config, # configuration to fine-tune with, or None
     clips:ClipDataset, # all folds
@@ -567,7 +578,7 @@ def score_point(
     heard = quality(explainer, pairs).assign(condition='mixture').rename_axis('clip').reset_index()
     return scores.merge(heard, on=['condition', 'clip'], how='left')
 
-# %% ../nbs/11_experiments.ipynb #11experiments061
+# %% ../nbs/11_experiments.ipynb #11experiments065
 def run_tradeoff(
     out='nbs/results/tradeoff.json', # result file
     quick:bool=False, # a tiny version on synthetic clips
@@ -577,17 +588,14 @@ def run_tradeoff(
 ) -> dict: # what the result file holds
     "Fine-tune for listening with several weights and thresholds; faithfulness and quality of each"
     out, run, start = begin(out, runs)
-    explainer, parent = LMAC.from_pretrained('esc10'), bundled_parent()
-    clips = open_clips(quick, run / 'clips', explainer.sample_rate, explainer.classifier.duration_s, explainer.labels)
-    pairs, tables, points = mixtures(clips.fold(5), seed=seed), {}, tradeoff_points(quick, seed)
-    for name, config in points.items():
-        folder = part_folder(run, name, dict(config=config, parent=parent, seed=seed, quick=quick))
-        tables[name] = scored(folder, lambda: score_point(config, clips, pairs, folder, progress))
-    per_clip = pd.concat(tables, names=['point']).reset_index(level=0).reset_index(drop=True)
+    clips, parent, points = bundled_clips(quick, run), bundled_parent(), tradeoff_points(quick, seed)
+    pairs = mixtures(clips.fold(5), seed=seed)
+    def score(config, folder): return score_point(config, clips, pairs, folder, progress)
+    per_clip = stacked(score_each(points, run, score, parent=parent, seed=seed, quick=quick), 'point')
     rows = interval_rows(per_clip, ['point', 'condition'], [*METRICS, 'kept', 'p', 'SI-SDR', 'SI-SDRi', 'LSD'])
     return finish(out, start, per_clip, experiment='tradeoff', quick=quick, seed=seed, points=points, parent=parent, rows=rows)
 
-# %% ../nbs/11_experiments.ipynb #11experiments064
+# %% ../nbs/11_experiments.ipynb #11experiments068
 def pareto(
     points:pd.DataFrame, # a row per point
     higher:list, # columns of which more is better
@@ -599,7 +607,7 @@ def pareto(
     better = (values[None] > values[:, None]).any(2)
     return pd.Series(~(as_good & better).any(1).numpy(), index=points.index)
 
-# %% ../nbs/11_experiments.ipynb #11experiments067
+# %% ../nbs/11_experiments.ipynb #11experiments071
 ABLATIONS = {
     'complete': ('', {}),
     'another seed': ('', dict(training__seed=1)),
@@ -631,7 +639,7 @@ def ablation_configs(
     if not quick: configs['another seed']['training']['seed'] = seed + 1
     return configs
 
-# %% ../nbs/11_experiments.ipynb #11experiments070
+# %% ../nbs/11_experiments.ipynb #11experiments074
 def score_ablation(
     config:dict, # from `ablation_configs`
     clips:ClipDataset, # all folds
@@ -648,7 +656,7 @@ def score_ablation(
     fit(task, clips, config, folder, progress)
     return score_conditions(LMAC(classifier, task.trained, bundled.stft, config['domain']), conditions)
 
-# %% ../nbs/11_experiments.ipynb #11experiments071
+# %% ../nbs/11_experiments.ipynb #11experiments075
 def run_ablation(
     out='nbs/results/ablation.json', # result file
     quick:bool=False, # a tiny version on synthetic clips
@@ -658,18 +666,15 @@ def run_ablation(
 ) -> dict: # what the result file holds
     "Train explainers with one thing changed each, and compare them with the complete one"
     out, run, start = begin(out, runs)
-    explainer, parent = LMAC.from_pretrained('esc10'), bundled_parent()
-    clips = open_clips(quick, run / 'clips', explainer.sample_rate, explainer.classifier.duration_s, explainer.labels)
+    clips, parent, configs = bundled_clips(quick, run), bundled_parent(), ablation_configs(quick, seed)
     conditions = {f'fold {k}': clips.fold(k).waveforms for k in (4, 5)} | {'fold 5, mixture 5 dB': mixtures(clips.fold(5), 5., 5., seed)['mixed']}
-    tables, configs = {}, ablation_configs(quick, seed)
-    for name, config in configs.items():
-        folder = part_folder(run, name, dict(config=config, classifier=parent['classifier'], seed=seed, quick=quick))
-        tables[name] = scored(folder, lambda: score_ablation(config, clips, conditions, folder, progress))
-    per_clip = pd.concat(tables, names=['variant']).reset_index(level=0).reset_index(drop=True)
+    def score(config, folder): return score_ablation(config, clips, conditions, folder, progress)
+    tables = score_each(configs, run, score, classifier=parent['classifier'], seed=seed, quick=quick)
+    per_clip = stacked(tables, 'variant')
     differences = [dict(variant=name, **row) for name, table in tables.items() if name != 'complete' for row in paired_rows(table, tables['complete'])]
     return finish(out, start, per_clip, experiment='ablation', quick=quick, seed=seed, configs=configs, parent=parent,
                   groups={name: ABLATIONS[name][0] for name in configs},
                   rows=interval_rows(per_clip, ['variant', 'condition', 'mask']), differences=differences)
 
-# %% ../nbs/11_experiments.ipynb #11experiments075
+# %% ../nbs/11_experiments.ipynb #11experiments079
 EXPERIMENTS = dict(reference=run_reference, tradeoff=run_tradeoff, ablation=run_ablation) # name → function

@@ -8,7 +8,6 @@ __all__ = ['METRICS', 'as_float', 'check_probabilities', 'check_target', 'averag
            'complexity', 'Metric', 'bootstrap_interval', 'summarize']
 
 # %% ../nbs/08_metrics.ipynb #08metrics002
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -7,7 +7,6 @@ __all__ = ['REFERENCE_TAPS', 'reference_network', 'to_length', 'ReferenceDecoder
            'full_width_reference']
 
 # %% ../nbs/09_reference.ipynb #09reference002
-import json
 from pathlib import Path
 
 import torch
@@ -15,9 +14,9 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import __version__
 from .classifier import Cnn14, TappedClassifier
-from .explain import LMAC, _sha256, _tensors, check_sha256, config_errors, load_classifier, load_weights, write_together
+from .decoder import MaskDecoder
+from .explain import LMAC, _files, _sha256, _tensors, config_errors, load_classifier, load_weights, write_together
 from .spectrogram import STFT, LogMel
 
 # %% ../nbs/09_reference.ipynb #09reference005
@@ -51,6 +50,8 @@ class ReferenceDecoder(nn.Module):
         self.dim, self.network = dim, reference_network(dim)
         self.to(memory_format=torch.channels_last)  # faster on CPU, for the comparison's sake
 
+    forward = MaskDecoder.forward # the sigmoid of `logits`
+
     @property
     def config(self) -> dict: # keyword arguments that make this decoder again
         "What `ReferenceDecoder(**config)` needs"
@@ -78,20 +79,12 @@ def logits(self:ReferenceDecoder,
     maps:list, # tapped maps, each `(batch, channel, freq, frame)`, input side first
     n_frames:int, # frames of the input's STFT
 ) -> Tensor: # logits of the mask `(batch, freq, n_frames)`
-    "What the sigmoid makes the mask of; raises `ValueError` for other maps"
+    "What `forward` takes the sigmoid of, as in `MaskDecoder`; raises `ValueError` for other maps"
     self.check_maps(maps)
     steps = max(1, -(-(maps[0].shape[-1] - 1) // 4))
     lengths = 4 * steps + 1, 2 * steps, steps, steps
     hidden = [to_length(m, n).mT for m, n in zip(maps, lengths)]
     return to_length(self.network(hidden[::-1]).mT, n_frames)[:, 0]
-
-@patch
-def forward(self:ReferenceDecoder,
-    maps:list, # tapped maps, each `(batch, channel, freq, frame)`, input side first
-    n_frames:int, # frames of the input's STFT
-) -> Tensor: # mask in [0, 1] `(batch, freq, n_frames)`
-    "The soft mask"
-    return torch.sigmoid(self.logits(maps, n_frames))
 
 # %% ../nbs/09_reference.ipynb #09reference021
 @patch(cls_method=True)
@@ -126,12 +119,10 @@ def save_pretrained(self:ReferenceExplainer,
     folder, # made if it is not there
 ) -> Path: # the folder
     "Write config.json and the weights as safetensors; raises `OSError`"
-    weights, decoder = _tensors(self.classifier.model), _tensors(self.decoder)
-    config = dict(format=1, kind=self.name, lmac_version=__version__, stft=self.stft.config, domain=self.domain,
-                  classifier=self.classifier.config | dict(file='classifier.safetensors', sha256=_sha256(weights)),
-                  decoder=self.decoder.config | dict(file='decoder.safetensors', sha256=_sha256(decoder)), provenance=self.provenance)
-    return write_together(folder, {'config.json': json.dumps(config, indent=1).encode(), 'classifier.safetensors': weights,
-                                   'decoder.safetensors': decoder})
+    decoder = _tensors(self.decoder)
+    parts = self.decoder.config | dict(file='decoder.safetensors', sha256=_sha256(decoder))
+    files = _files(self.classifier, self.stft, self.provenance, kind=self.name, domain=self.domain, decoder=parts)
+    return write_together(folder, files | {'decoder.safetensors': decoder})
 
 # %% ../nbs/09_reference.ipynb #09reference029
 @patch(cls_method=True)

@@ -1,4 +1,4 @@
-"""A dataset and configurations so small that `lmac-train` is through with them in a second."""
+"""What several test files need: a dataset and configurations so small that `lmac-train` is through with them in a second."""
 import copy
 import os
 import shutil
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lmac.audio import make_scene, save_audio
@@ -27,6 +28,14 @@ EXPLAINER = dict(
 FINETUNE = {k: v for k, v in EXPLAINER.items() if k != 'decoder'} | dict(guidance=dict(weight=4.0, threshold=0.6, binarization=0.35))
 STAGES = dict(classifier=CLASSIFIER, explainer=EXPLAINER, finetune=FINETUNE)
 
+
+@pytest.fixture(scope='module')
+def one_thread():
+    "For small networks more threads are slower"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 @pytest.fixture(scope='session')
 def tiny_data(tmp_path_factory):

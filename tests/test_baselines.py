@@ -13,23 +13,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from lmac.audio import make_scene, save_audio
-from lmac.baselines import (BASELINES, L2I, Baseline, CompressedInput, GradCam, L2INetwork, check_activations, clip_seed, make_baseline,
+from lmac.baselines import (BASELINES, L2I, Baseline, CompressedInput, GradCam, L2INetwork, clip_seed, make_baseline,
                             map_to_bins, mel_segments, scores_to_mask, seeded, train_l2i, window_shape)
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.data import ClipDataset
 from lmac.spectrogram import STFT, LogMel
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 ALL = sorted(BASELINES)
 RANDOM = sorted(name for name, method in BASELINES.items() if method.draws)
 FREQS, FRAMES = 6, 8
 
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 class Log1p(nn.Module):
     "A front end that makes the classifier a function of exactly what the mask multiplies"

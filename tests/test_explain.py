@@ -21,17 +21,11 @@ from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC, load_classifier, save_classifier
 from lmac.spectrogram import STFT, LogMel
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 LABELS = ['bell', 'rain', 'saw']
 RESULTS = ['explanation.json', 'explanation.wav', 'mask.png', 'report.html', 'residual.wav']
 WEIGHTS = ['classifier.safetensors', 'config.json', 'decoder.safetensors']
 
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 def small_explainer(seed=0, width=4, taps=('conv_block2', 'conv_block4', 'conv_block6'), labels=LABELS, **kwargs):
     torch.manual_seed(seed)

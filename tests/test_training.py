@@ -32,13 +32,9 @@ NAMES = ['clock_tick', 'rain', 'siren']
 
 
 @pytest.fixture(autouse=True)
-def afresh():
+def afresh(one_thread):
     "One thread, and an accelerate that has not been told a precision yet"
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     for state in (AcceleratorState, GradientState): state._reset_state()
-    yield
-    torch.set_num_threads(before)
 
 def scenes(n, seed=0):
     clips = [make_scene({NAMES[i % 3]: 0}, .5, seed=seed + i).waveform for i in range(n)]
