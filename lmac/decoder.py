@@ -57,15 +57,17 @@ class Weigh(nn.Module):
     def __init__(self,
         n_map:int, # channels of the deepest map, at least 2
         n_candidates:int, # candidates to weigh
+        dropout:float=0., # probability in training that a channel is left out
     ):
         super().__init__()
         if n_map < 2: raise ValueError(f"The deepest map must have at least 2 channels to weigh by. Found: {n_map}. Tap another layer.")
+        self.dropout = nn.Dropout2d(dropout)
         self.here, self.clip = (nn.Conv2d(n_map, n_candidates, 1, bias=False) for _ in range(2))
 
     def forward(self,
         deepest:Tensor, # map `(batch, n_map, freq, frame)`
     ) -> Tensor: # weights `(batch, n_candidates, freq, frame)`
-        pattern = F.layer_norm(deepest.movedim(1, -1), deepest.shape[1:2]).movedim(-1, 1)
+        pattern = self.dropout(F.layer_norm(deepest.movedim(1, -1), deepest.shape[1:2]).movedim(-1, 1))
         return self.here(pattern) + self.clip(pattern.mean((2, 3), keepdim=True))
 
 # %% ../nbs/04_decoder.ipynb #04decoder021
@@ -77,6 +79,7 @@ class MaskDecoder(nn.Module):
         bin_hz, # centre frequency in Hz of each STFT bin `(freq,)`
         channels:int=24, # channels of the pyramid
         head_channels:int=8, # candidates from the pyramid, and as many straight from the finest map
+        dropout:float=0.2, # of the deepest map's channels, in training
     ):
         super().__init__()
         tap_channels, band_hz, bin_hz = list(tap_channels), torch.as_tensor(band_hz).tolist(), torch.as_tensor(bin_hz).tolist()
@@ -86,7 +89,7 @@ class MaskDecoder(nn.Module):
         self.standardize = nn.ModuleList(nn.BatchNorm2d(n, affine=False) for n in tap_channels)
         self.merges = nn.ModuleList(Merge(n, channels) for n in tap_channels)
         self.head, self.skip = nn.Conv2d(channels, head_channels, 3, padding=1), nn.Conv2d(tap_channels[0], head_channels, 1)
-        self.weigh, self.sum = Weigh(tap_channels[-1], 2 * head_channels), nn.Conv2d(2 * head_channels, 1, 3, padding=1)
+        self.weigh, self.sum = Weigh(tap_channels[-1], 2 * head_channels, dropout), nn.Conv2d(2 * head_channels, 1, 3, padding=1)
         nn.init.ones_(self.sum.bias)
         self.register_buffer('to_bins', band_to_bin(band_hz, bin_hz), persistent=False)
         self.to(memory_format=torch.channels_last)
@@ -127,7 +130,7 @@ def forward(self:MaskDecoder,
 @patch(as_prop=True)
 def config(self:MaskDecoder) -> dict: # keyword arguments that make this decoder again
     "What `MaskDecoder(**config)` needs"
-    return {k: getattr(self, k) for k in ('tap_channels', 'band_hz', 'bin_hz', 'channels', 'head_channels')}
+    return {k: getattr(self, k) for k in ('tap_channels', 'band_hz', 'bin_hz', 'channels', 'head_channels', 'dropout')}
 
 # %% ../nbs/04_decoder.ipynb #04decoder026
 def fold_before(

@@ -382,7 +382,7 @@ def save_pretrained(self:LMAC,
 ) -> Path: # the folder
     "Write config.json and the weights as safetensors; raises `OSError`, or `ValueError` if the file referred to is another's"
     decoder = _tensors(self.decoder)
-    sizes = {k: self.decoder.config[k] for k in ('channels', 'head_channels')}
+    sizes = {k: self.decoder.config[k] for k in ('channels', 'head_channels', 'dropout')}
     parts = sizes | dict(file='decoder.safetensors', sha256=_sha256(decoder))
     if classifier_file:
         shared = (Path(folder) / classifier_file).resolve().read_bytes()
@@ -460,6 +460,7 @@ def from_pretrained(cls:LMAC,
     if 'decoder' not in config: raise ValueError(f"{folder} holds a classifier and no explainer for it: train one with lmac-train explainer.")
     with config_errors(folder / 'config.json'):
         parts = config['decoder']
-        decoder = MaskDecoder.for_classifier(classifier, stft, channels=parts['channels'], head_channels=parts['head_channels'])
+        sizes = {k: parts[k] for k in ('channels', 'head_channels', 'dropout')}
+        decoder = MaskDecoder.for_classifier(classifier, stft, **sizes)
         load_weights(decoder, folder / parts['file'], parts['sha256'])
         return cls(classifier, decoder, stft, config['domain'], config.get('provenance'))
