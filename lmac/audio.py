@@ -14,7 +14,7 @@ import base64, html, io, math, os, re, uuid, zlib
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import wraps
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 import numpy as np

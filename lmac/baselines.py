@@ -30,6 +30,7 @@ from .data import ClipDataset, loader
 from .decoder import band_to_bin
 from .explain import _sha256, _tensors, config_errors, load_classifier, load_weights, write_together
 from .masking import DOMAINS, apply_mask
+from .provenance import origin
 from .spectrogram import STFT
 from .training import Checkpoint, Learner, Log, Progress, Task, mix_some, random_gain, random_roll
 
@@ -600,7 +601,7 @@ def train_l2i(
     network.cpu().load_state_dict(load_file(folder/'training'/'best.safetensors'))
     weights, history = _tensors(network), learner.history
     config = dict(format=1, kind='l2i', stft=stft.config, classifier=classifier.config | dict(sha256=sha256), network=network.config,
-                  sha256=_sha256(weights), settings=settings, best=min(history, key=lambda row: row['valid_loss']))
+                  sha256=_sha256(weights), settings=settings, best=min(history, key=lambda row: row['valid_loss']), provenance=origin())
     return write_together(folder, {'config.json': json.dumps(config, indent=1).encode(), 'l2i.safetensors': weights})
 
 # %% ../nbs/09_baselines.ipynb #09baselines093
@@ -611,7 +612,7 @@ def load_l2i(
     "Load an `L2INetwork`; raises `FileNotFoundError`, or `ValueError` if it is damaged or of another classifier"
     folder = Path(folder)
     if not (folder/'config.json').is_file():
-        raise FileNotFoundError(f"No trained L2I in {folder}: no config.json there. Train one with train_l2i.")
+        raise FileNotFoundError(f"No trained L2I in {folder}: no config.json there. Train one with lmac-train l2i.")
     _, _, config = load_classifier(folder, classifier)
     with config_errors(folder/'config.json'):
         network = L2INetwork(**config['network'])

@@ -17,7 +17,7 @@ from fastcore.script import Param, call_parse, store_true
 
 from .audio import AUDIO_FORMATS, make_scene, save_audio
 from .explain import LMAC, explainer_folder
-from .recipes import STAGES, check_config, open_dataset, read_config, train_classifier, train_explainer
+from .recipes import STAGES, check_config, open_dataset, read_config, train_classifier, train_explainer, train_listen_to_interpret
 
 # %% ../nbs/14_cli.ipynb #14cli005
 @contextmanager
@@ -104,10 +104,10 @@ def explain_folder(explainer, folder, out, options):
 # %% ../nbs/14_cli.ipynb #14cli016
 @call_parse
 def lmac_train(
-    stage:Param('What to train: classifier, explainer, or finetune', str, choices=list(STAGES)),
+    stage:Param('What to train: classifier, explainer, finetune, or l2i, a baseline for the benchmark', str, choices=list(STAGES)),
     out:str=None, # Folder for the model, by default runs/ and the configuration's name; a run that was interrupted there goes on
     config:str=None, # Configuration: a yaml file or the name of a bundled one; by default that of the bundled model
-    classifier:str='esc10-classifier', # For explainer: folder of the classifier
+    classifier:str='esc10-classifier', # For explainer and l2i: folder of the classifier
     explainer:str='esc10', # For finetune: folder of the explainer to start from
     share_classifier:store_true=False, # Refer to the classifier's weights rather than copy them
     data:str=None, # Data set instead of the configuration's: esc10, esc50, urbansound8k, or a folder with a folder per class
@@ -115,7 +115,7 @@ def lmac_train(
     seed:int=None, # Seed instead of the configuration's
     mixed_precision:str='no', # no, bf16 or fp16
 ):
-    "Train a classifier, an explainer for it, or fine-tune an explainer for listening"
+    "Train a classifier, an explainer for it, fine-tune an explainer for listening, or train the network of Listen to Interpret"
     with one_line_errors('lmac-train'):
         settings = check_config(read_config(config or STAGES[stage], epochs=epochs, seed=seed), stage)
         if data: settings['data']['dataset'] = data
@@ -123,10 +123,11 @@ def lmac_train(
         out = Path(out or f'runs/{Path(config or STAGES[stage]).stem}')
         out.mkdir(parents=True, exist_ok=True)
         if stage == 'classifier': test = train_classifier(settings, out, mixed_precision)
+        elif stage == 'l2i': test = train_listen_to_interpret(settings, explainer_folder(classifier), out, mixed_precision)
         else:
-            parent = explainer_folder(classifier if stage == 'explainer' else explainer)
+            parent = explainer_folder(explainer if stage == 'finetune' else classifier)
             test = train_explainer(settings, parent, out, share_classifier, mixed_precision)
-        print(f"{out}: " + ', '.join(f'{k} {v:.3f}' for k, v in test.items()) + " on the test folds")
+        print(f"{out}: " + ', '.join(f'{k} {v:.3f}' for k, v in test.items()) + f" on the {'validation' if stage == 'l2i' else 'test'} folds")
 
 # %% ../nbs/14_cli.ipynb #14cli020
 @call_parse
