@@ -6,11 +6,11 @@
 __all__ = ['SYNTHETIC', 'MASKS', 'RATES', 'DECODERS', 'EXPLAIN_ONCE', 'BETTER', 'FASTER', 'WEIGHTS_AND_THRESHOLDS', 'ABLATIONS',
            'EXPERIMENTS', 'synthetic_clips', 'open_clips', 'mixtures', 'log_spectral_distance', 'hear', 'quality',
            'stacked', 'score_conditions', 'interval_rows', 'paired_row', 'paired_rows', 'changed', 'part_folder', 'fit',
-           'explainer_task', 'scored', 'begin', 'finish', 'RecordedTask', 'reference_config', 'reference_classifier',
-           'accuracy', 'fit_decoder', 'compete', 'time_in_turns', 'training_step', 'explanation_times',
-           'explanation_memory_mb', 'reference_costs', 'run_reference', 'check_reference', 'tradeoff_points',
-           'bundled_parent', 'bundled_clips', 'score_each', 'score_point', 'run_tradeoff', 'pareto', 'ablation_configs',
-           'score_ablation', 'run_ablation']
+           'explainer_task', 'scored', 'begin', 'finish', 'checksum', 'RecordedTask', 'reference_config',
+           'reference_classifier', 'accuracy', 'fit_decoder', 'compete', 'time_in_turns', 'training_step',
+           'explanation_times', 'explanation_memory_mb', 'reference_costs', 'run_reference', 'check_reference',
+           'tradeoff_points', 'bundled_parent', 'bundled_clips', 'score_each', 'score_point', 'run_tradeoff', 'pareto',
+           'ablation_configs', 'score_ablation', 'run_ablation']
 
 # %% ../nbs/11_experiments.ipynb #11experiments002
 import copy, gzip, hashlib, json, statistics, sys, time, zlib
@@ -283,11 +283,17 @@ def finish(
     return result
 
 # %% ../nbs/11_experiments.ipynb #11experiments037
+def checksum(*tensors):
+    "CRC-32 of some tensors"
+    return zlib.crc32(b''.join(x.cpu().contiguous().numpy().tobytes() for x in tensors))
+
 class RecordedTask(ExplainerTask):
-    "An `ExplainerTask` that logs a checksum of each batch that it draws masks for in training"
+    "An `ExplainerTask` that logs a checksum of each batch; what it mixes in depends on the clips alone, not on what a decoder drew at random before"
     def augment(self, waveform):
-        found = super().augment(waveform)
-        self.checksum = zlib.crc32(b''.join(x.cpu().contiguous().numpy().tobytes() for x in found)) % 2**20
+        with torch.random.fork_rng():
+            torch.manual_seed(checksum(waveform))
+            found = super().augment(waveform)
+        self.checksum = checksum(*found) % 2**20
         return found
 
     def forward(self, waveform, target=None):

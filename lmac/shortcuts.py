@@ -285,12 +285,11 @@ def train_for_shortcut(
     valid:Clips, # clips to follow the training on
     settings:dict, # of `fit`
     recipe:dict, # `loss`, `augmentation` and `domain`, as in the bundled explainer's configuration
-    decoder:MaskDecoder=None, # to start from, stays as it is; None: a new one
     **kwargs, # folder, seed and progress, for `fit`
 ) -> tuple: # an `LMAC`, and the fitted `Learner`
     "Train an explainer for a classifier that may have learned a shortcut"
     torch.manual_seed(kwargs.get('seed', 0))
-    decoder = copy.deepcopy(decoder).requires_grad_(True) if decoder else MaskDecoder.for_classifier(classifier, stft)
+    decoder = MaskDecoder.for_classifier(classifier, stft)
     task = ExplainerTask(classifier, decoder, stft, MaskingLoss(**recipe['loss']), recipe['domain'], **recipe['augmentation'])
     learner = fit(task, train, valid, settings, **kwargs)
     return LMAC(classifier, decoder, stft, recipe['domain']), learner
@@ -363,7 +362,7 @@ CLEAN, IDEAL = 'lmac, clean classifier', 'ideal ratio mask' # controls
 @dataclass
 class Setup:
     "What the experiment is done with"
-    parent: LMAC # the classifier that learns shortcuts starts from this one's, its explainer from this one's
+    parent: LMAC # the classifier that learns shortcuts starts from this one's
     clips: object # `Clips` or `ClipDataset`, all folds
     tied: dict # artefact: class
     classifier: dict # training of the classifier, for `fit`
@@ -386,7 +385,7 @@ def full_setup() -> Setup: # ESC-10 and the bundled models
     parent, recipe = LMAC.from_pretrained(), {k: v for k, v in read_config('esc10').items() if k in ('loss', 'augmentation', 'domain')}
     clips = esc50(subset='esc10', sample_rate=parent.sample_rate, duration_s=parent.classifier.duration_s)
     return Setup(parent, clips, TIED, dict(epochs=16, batch_size=16, lr=2e-3, weight_decay=.01, warmup=.2, mixed_precision='bf16'),
-                 dict(epochs=16, batch_size=16, lr=1e-3, mixed_precision='bf16'), recipe, read_config('esc10-classifier')['augmentation'] | dict(mix_share=.4), METHODS)
+                 dict(epochs=24, batch_size=16, lr=2e-3, mixed_precision='bf16'), recipe, read_config('esc10-classifier')['augmentation'] | dict(mix_share=.4), METHODS)
 
 def tiny_setup() -> Setup: # synthetic scenes of a second, three classes of them
     "The same in small, of which only the workings can be learned"
@@ -411,7 +410,7 @@ def learn_shortcut(
     classifier, first = train_shortcut(parent.classifier, parent.stft, train, valid, setup.classifier, setup.augmentation,
                                        folder=folder/'classifier', **kwargs)
     few = valid.subset(slice(None, None, 5))  # validation costs as much as training, and decides nothing
-    explainer, second = train_for_shortcut(classifier, parent.stft, train, few, setup.explainer, setup.recipe, parent.decoder,
+    explainer, second = train_for_shortcut(classifier, parent.stft, train, few, setup.explainer, setup.recipe,
                                            folder=folder/'explainer', **kwargs)
     return explainer, {part: sum(row['seconds'] for row in learner.history) for part, learner in (('classifier', first), ('explainer', second))}
 
