@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'EXPERIMENTS', 'one_line_errors', 'recordings', 'explain_file', 'explain_scene', 'lmac_explain',
-           'explain_folder', 'lmac_train', 'lmac_evaluate', 'open_clips', 'measure', 'compare_methods',
-           'lmac_experiment']
+           'explain_folder', 'train_listen_to_interpret', 'lmac_train', 'lmac_evaluate', 'open_clips', 'measure',
+           'compare_methods', 'lmac_experiment']
 
 # %% ../nbs/14_cli.ipynb #14cli002
-import sys, tempfile
+import json, sys, tempfile
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,7 @@ from fastcore.script import Param, call_parse, store_true
 
 from .audio import AUDIO_FORMATS, make_scene, save_audio
 from .explain import LMAC, explainer_folder
-from .recipes import STAGES, check_config, open_dataset, read_config, train_classifier, train_explainer, train_listen_to_interpret
+from .recipes import STAGES, check_config, open_dataset, read_config, train_classifier, train_explainer
 
 # %% ../nbs/14_cli.ipynb #14cli005
 @contextmanager
@@ -101,7 +101,23 @@ def explain_folder(explainer, folder, out, options):
             print(f"lmac-explain: {e}", file=sys.stderr)
     if failed: raise ValueError(f"{len(failed)} of {len(files)} recordings could not be explained: {', '.join(failed[:5])}.")
 
-# %% ../nbs/14_cli.ipynb #14cli016
+# %% ../nbs/14_cli.ipynb #14cli017
+def train_listen_to_interpret(
+    config:dict, # the configuration
+    parent:Path, # folder of the classifier
+    out:Path, # folder for the network
+    mixed_precision:str='no', # as in accelerate
+) -> dict: # validation numbers of the epoch taken
+    "Train the dictionary and the network of Listen to Interpret, for `L2I.from_folder`"
+    from lmac.baselines import train_l2i
+    from lmac.explain import load_classifier
+    classifier, stft, _ = load_classifier(parent)
+    dataset, folds = open_dataset(config['data'], classifier.sample_rate, classifier.duration_s), config['data']
+    train_l2i(classifier, stft, dataset.fold(*folds['train']), out, dataset.fold(*folds['valid']), n_components=config['n_components'],
+              mixed_precision=mixed_precision, **config['training'])
+    return {k.removeprefix('valid_'): v for k, v in json.loads((out / 'config.json').read_text())['best'].items() if k.startswith('valid_')}
+
+# %% ../nbs/14_cli.ipynb #14cli018
 @call_parse
 def lmac_train(
     stage:Param('What to train: classifier, explainer, finetune, or l2i, a baseline for the benchmark', str, choices=list(STAGES)),
@@ -129,7 +145,7 @@ def lmac_train(
             test = train_explainer(settings, parent, out, share_classifier, mixed_precision)
         print(f"{out}: " + ', '.join(f'{k} {v:.3f}' for k, v in test.items()) + f" on the {'validation' if stage == 'l2i' else 'test'} folds")
 
-# %% ../nbs/14_cli.ipynb #14cli020
+# %% ../nbs/14_cli.ipynb #14cli022
 @call_parse
 def lmac_evaluate(
     explainer:Param('Bundled explainer, folder, or id on the Hugging Face hub', str, opt=False, nargs='?')='esc10',
@@ -154,7 +170,7 @@ def lmac_evaluate(
             if contest: compare_methods(lmac, dataset, folds, out, methods, conditions, seeds, quick, options)
             else: measure(lmac, dataset, folds, out, options | dict(seed=seed))
 
-# %% ../nbs/14_cli.ipynb #14cli021
+# %% ../nbs/14_cli.ipynb #14cli023
 @contextmanager
 def open_clips(data, explainer):
     "The dataset of that name; `scenes` are written for the occasion"
@@ -183,7 +199,7 @@ def compare_methods(lmac, dataset, folds, out, methods, conditions, seeds, quick
         print(f"\n{condition}, soft masks on the spectrogram\n{show_contest(table, condition).to_string()}")
     print(f"\n{result['timing']['evaluation_s'] / 60:.1f} min; written to {out}")
 
-# %% ../nbs/14_cli.ipynb #14cli024
+# %% ../nbs/14_cli.ipynb #14cli026
 EXPERIMENTS = dict(cascade='sanity', roar='sanity', stability='sanity', labels='sanity', shortcuts='shortcuts',
                    reference='experiments', tradeoff='experiments', ablation='experiments')
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONFIGS', 'STAGES', 'LEARNER', 'NEEDED', 'ALWAYS_NEEDED', 'read_config', 'check_config', 'open_dataset', 'learn',
            'training_record', 'trained_before', 'model_card', 'probabilities_metrics', 'means_on', 'train_classifier',
-           'train_explainer', 'train_listen_to_interpret']
+           'train_explainer']
 
 # %% ../nbs/09_recipes.ipynb #09recipes002
 import json, os, sys
@@ -203,19 +203,3 @@ def train_explainer(
     what = f"An explainer (L-MAC{', fine-tuned for listening' if guidance else ''}) for the classifier in `{home}`."
     write_atomically(out / 'README.md', model_card(out.name, what, made, test).encode())
     return test
-
-# %% ../nbs/09_recipes.ipynb #09recipes019
-def train_listen_to_interpret(
-    config:dict, # the configuration
-    parent:Path, # folder of the classifier
-    out:Path, # folder for the network
-    mixed_precision:str='no', # as in accelerate
-) -> dict: # validation numbers of the epoch taken
-    "Train the dictionary and the network of Listen to Interpret, for `L2I.from_folder`"
-    from lmac.baselines import train_l2i
-    from lmac.explain import load_classifier
-    classifier, stft, _ = load_classifier(parent)
-    dataset, folds = open_dataset(config['data'], classifier.sample_rate, classifier.duration_s), config['data']
-    train_l2i(classifier, stft, dataset.fold(*folds['train']), out, dataset.fold(*folds['valid']), n_components=config['n_components'],
-              mixed_precision=mixed_precision, **config['training'])
-    return {k.removeprefix('valid_'): v for k, v in json.loads((out / 'config.json').read_text())['best'].items() if k.startswith('valid_')}

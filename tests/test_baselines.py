@@ -506,7 +506,7 @@ def test_l2i_goes_on_where_it_was_killed(tmp_path, cnn14, stft, clips, trained, 
     with pytest.raises(ValueError, match='run with other settings'): train(cnn14, stft, clips, tmp_path, epochs=3)
 
 def test_l2i_refuses(tmp_path, trained, cnn14, theirs, stft, clips):
-    with pytest.raises(FileNotFoundError, match='Train one with train_l2i'): L2I.from_folder(tmp_path, cnn14)
+    with pytest.raises(FileNotFoundError, match='Train one with lmac-train l2i'): L2I.from_folder(tmp_path, cnn14)
     with pytest.raises(ValueError, match='The classifier handed in'): L2I.from_folder(trained, theirs)
     with pytest.raises(ValueError, match='one of the two'): L2I(cnn14, trained, L2I.from_folder(trained, cnn14).network)
     for name in ('config.json', 'l2i.safetensors'): (tmp_path/name).write_bytes((trained/name).read_bytes())

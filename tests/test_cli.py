@@ -120,7 +120,7 @@ def shell_run(script, environment, *argv, cwd=None):
 
 @pytest.mark.parametrize('command, words', [
     ('lmac-explain', ['[audio]', '--out', '--explainer', '--binary', '--threshold', '--target', 'folder', 'Hugging Face', 'esc10', 'report.html']),
-    ('lmac-train', ['{classifier,explainer,finetune}', '--out', '--config', '--classifier', '--explainer', '--share_classifier', '--data',
+    ('lmac-train', ['{classifier,explainer,finetune,l2i}', '--out', '--config', '--classifier', '--explainer', '--share_classifier', '--data',
                     '--epochs', '--seed', '--mixed_precision', 'interrupted', 'urbansound8k']),
     ('lmac-evaluate', ['[explainer]', '--data', '--folds', '--out', '--costs', 'Fid-In', 'esc10'])])
 def test_help(script, environment, command, words):
