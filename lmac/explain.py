@@ -24,7 +24,7 @@ from . import __version__
 from .audio import (audio_data_uri, check_sample_rate, check_waveform, encode_audio, fit_peak, load_audio, resample,
                         to_mono, write_atomically)
 from .classifier import Cnn14, TappedClassifier
-from .decoder import MaskDecoder
+from .decoder import SIZES, MaskDecoder
 from .masking import apply_mask, binarize
 from .spectrogram import STFT, LogMel, show_mask, show_spectrogram
 
@@ -382,7 +382,7 @@ def save_pretrained(self:LMAC,
 ) -> Path: # the folder
     "Write config.json and the weights as safetensors; raises `OSError`, or `ValueError` if the file referred to is another's"
     decoder = _tensors(self.decoder)
-    sizes = {k: self.decoder.config[k] for k in ('channels', 'head_channels', 'dropout')}
+    sizes = {k: self.decoder.config[k] for k in SIZES}
     parts = sizes | dict(file='decoder.safetensors', sha256=_sha256(decoder))
     if classifier_file:
         shared = (Path(folder) / classifier_file).resolve().read_bytes()
@@ -460,7 +460,6 @@ def from_pretrained(cls:LMAC,
     if 'decoder' not in config: raise ValueError(f"{folder} holds a classifier and no explainer for it: train one with lmac-train explainer.")
     with config_errors(folder / 'config.json'):
         parts = config['decoder']
-        sizes = {k: parts[k] for k in ('channels', 'head_channels', 'dropout')}
-        decoder = MaskDecoder.for_classifier(classifier, stft, **sizes)
+        decoder = MaskDecoder.for_classifier(classifier, stft, **{k: parts[k] for k in SIZES})
         load_weights(decoder, folder / parts['file'], parts['sha256'])
         return cls(classifier, decoder, stft, config['domain'], config.get('provenance'))

@@ -580,7 +580,7 @@ def run_cascade(
             bar.update(n_done * (len(stages) + 2) - bar.n)  # if it was there
             frames.append(pd.DataFrame(rows).assign(method=method, statistics=how))
     table = tidy(pd.concat(frames, ignore_index=True), MEASURES)
-    settings = dict(methods=list(methods), seeds=list(seeds), statistics=list(statistics), seed=seed, quick=quick) | same
+    settings = dict(methods=list(methods), seeds=list(seeds), costly=[m for m in methods if m in COSTLY], statistics=list(statistics), seed=seed, quick=quick) | same
     result = dict(settings=settings, results=summarize_tidy(table, ['method', 'statistics', 'depth', 'stage'], seed))
     return write_results(out, table, result, subject, clips, start)
 

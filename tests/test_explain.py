@@ -512,3 +512,11 @@ def test_full_disk_while_saving_weights(tmp_path, monkeypatch, saved, explainer,
     assert contents(tmp_path) == earlier
     again = LMAC.from_pretrained(saved)
     assert all(torch.equal(v, again.decoder.state_dict()[k]) for k, v in explainer.decoder.state_dict().items())
+
+
+def test_dropout_is_saved_and_off_when_explaining(tmp_path, explainer):
+    decoder = MaskDecoder(**explainer.decoder.config | dict(dropout=.4))
+    again = LMAC.from_pretrained(LMAC(explainer.classifier, decoder, explainer.stft).save_pretrained(tmp_path/'e'))
+    assert again.decoder.config['dropout'] == again.decoder.weigh.dropout.p == .4
+    magnitude = again.stft(torch.randn(1, 16000))[0]
+    assert torch.equal(again.attribute(magnitude), again.attribute(magnitude))

@@ -315,6 +315,16 @@ def test_quick_runs_write_valid_files_and_resume(name, runs, tmp_path, monkeypat
     again = RUNS[name](out, quick=True, progress=False, runs=runs)
     assert again['results'] == result['results']
 
+def test_costly_methods_see_the_first_random_network_only(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv('LMAC_CACHE', str(runs/'cache'))
+    monkeypatch.setattr(sanity, 'open_subject', lambda runs, quick: sanity.tiny_subject(runs/'tiny'))
+    options = dict(methods=['lmac', 'smoothgrad'], n_clips=2, seeds=(3, 5), statistics=('reset',), progress=False, runs=runs)
+    result = sanity.run_cascade(tmp_path/'few.json', **options)
+    table = pd.read_csv(tmp_path/'few.csv.gz')
+    assert {m: set(rows.seed) for m, rows in table.groupby('method')} == dict(lmac={3, 5}, smoothgrad={3})
+    assert result['settings']['costly'] == ['smoothgrad']
+
+
 def test_a_killed_run_goes_on(runs, tmp_path, monkeypatch):
     monkeypatch.setenv('LMAC_CACHE', str(runs/'cache'))
     out, calls, real = tmp_path/'killed.json', [], sanity.cascade
