@@ -53,25 +53,30 @@ def band_to_bin(
 
 # %% ../nbs/04_decoder.ipynb #04decoder018
 class Weigh(nn.Module):
-    "What each candidate is worth and where, by the pattern over the deepest map's channels; on average nothing, for random maps"
+    "What each candidate is worth for a class, and where, by the pattern over the deepest map's channels; on average nothing, for random maps"
     def __init__(self,
         n_map:int, # channels of the deepest map, at least 2
         n_candidates:int, # candidates to weigh
+        n_classes:int=None, # classes with weights of their own; None: the same weights for all
         dropout:float=0., # probability in training that a channel is left out
     ):
         super().__init__()
         if n_map < 2: raise ValueError(f"The deepest map must have at least 2 channels to weigh by. Found: {n_map}. Tap another layer.")
         self.dropout = nn.Dropout2d(dropout)
-        self.here, self.clip = (nn.Conv2d(n_map, n_candidates, 1, bias=False) for _ in range(2))
+        self.shared = nn.Parameter(torch.empty(2, n_candidates, n_map).uniform_(-1, 1) / n_map**.5)
+        self.of_class = nn.Parameter(torch.zeros(n_classes, *self.shared.shape)) if n_classes else None
 
     def forward(self,
         deepest:Tensor, # map `(batch, n_map, freq, frame)`
+        target:Tensor=None, # class to weigh for `(batch,)`; needed with `n_classes` only
     ) -> Tensor: # weights `(batch, n_candidates, freq, frame)`
         pattern = self.dropout(F.layer_norm(deepest.movedim(1, -1), deepest.shape[1:2]).movedim(-1, 1))
-        return self.here(pattern) + self.clip(pattern.mean((2, 3), keepdim=True))
+        weights = self.shared[None].expand(len(deepest), -1, -1, -1) if self.of_class is None else self.shared + self.of_class[target]
+        here, clip = weights.unbind(1)
+        return torch.einsum('bkc,bcft->bkft', here, pattern) + torch.einsum('bkc,bc->bk', clip, pattern.mean((2, 3)))[..., None, None]
 
-# %% ../nbs/04_decoder.ipynb #04decoder021
-SIZES = ('channels', 'head_channels', 'dropout') # what is chosen; the rest is read off the classifier
+# %% ../nbs/04_decoder.ipynb #04decoder023
+SIZES = ('channels', 'head_channels', 'dropout', 'n_classes') # what is chosen; the rest is read off the classifier
 
 class MaskDecoder(nn.Module):
     "Hidden maps of a classifier to a mask over its input's STFT (L-MAC, section 3): `σ(decoder(h))`"
@@ -82,6 +87,7 @@ class MaskDecoder(nn.Module):
         channels:int=24, # channels of the pyramid
         head_channels:int=8, # candidates from the pyramid, and as many straight from the finest map
         dropout:float=0.2, # of the deepest map's channels, in training
+        n_classes:int=None, # classes to draw for; None draws one mask, without being told the class, as the paper's decoder
     ):
         super().__init__()
         tap_channels, band_hz, bin_hz = list(tap_channels), torch.as_tensor(band_hz).tolist(), torch.as_tensor(bin_hz).tolist()
@@ -91,50 +97,54 @@ class MaskDecoder(nn.Module):
         self.standardize = nn.ModuleList(nn.BatchNorm2d(n, affine=False) for n in tap_channels)
         self.merges = nn.ModuleList(Merge(n, channels) for n in tap_channels)
         self.head, self.skip = nn.Conv2d(channels, head_channels, 3, padding=1), nn.Conv2d(tap_channels[0], head_channels, 1)
-        self.weigh, self.sum = Weigh(tap_channels[-1], 2 * head_channels, dropout), nn.Conv2d(2 * head_channels, 1, 3, padding=1)
+        self.weigh, self.sum = Weigh(tap_channels[-1], 2 * head_channels, n_classes, dropout), nn.Conv2d(2 * head_channels, 1, 3, padding=1)
         nn.init.ones_(self.sum.bias)
         self.register_buffer('to_bins', band_to_bin(band_hz, bin_hz), persistent=False)
         self.to(memory_format=torch.channels_last)
 
-# %% ../nbs/04_decoder.ipynb #04decoder022
+# %% ../nbs/04_decoder.ipynb #04decoder024
 def enlarge(x, size):
     "Bilinear interpolation to `size`, `(freq, frame)`"
     return F.interpolate(x, size, mode='bilinear', align_corners=False)
 
-# %% ../nbs/04_decoder.ipynb #04decoder023
+# %% ../nbs/04_decoder.ipynb #04decoder025
 @patch
 def logits(self:MaskDecoder,
     maps:list, # tapped maps, each `(batch, channel, freq, frame)`, input side first
     n_frames:int, # frames of the input's STFT
+    target:Tensor=None, # class to draw for `(batch,)`; a decoder with `n_classes` needs it, others make no use of it
 ) -> Tensor: # logits of the mask `(batch, freq, n_frames)`
-    "What the sigmoid makes the mask of; raises `ValueError` for maps of another classifier"
+    "What the sigmoid makes the mask of; raises `ValueError` for maps of another classifier, and where the class is missing"
     found = [m.shape[1] for m in maps]
     if found != self.tap_channels:
         raise ValueError(f"This decoder reads maps with {self.tap_channels} channels. Found: {found}. "
                          "It was made for another classifier or other taps: make one with MaskDecoder.for_classifier.")
+    if self.n_classes and target is None:
+        raise ValueError(f"This decoder draws what speaks for a class, one of {self.n_classes}: hand in the target, one index for each clip.")
     x, maps = None, [m.contiguous(memory_format=torch.channels_last) for m in maps]
     standard = [standardize(m) for standardize, m in zip(self.standardize, maps)]
     for merge, hidden in zip(reversed(self.merges), reversed(standard)): x = merge(hidden, x)
     candidates = torch.cat([F.relu_(self.head(x)), self.skip(standard[0])], 1)
-    worth = enlarge(self.weigh(maps[-1]), candidates.shape[-2:])
+    worth = enlarge(self.weigh(maps[-1], target), candidates.shape[-2:])
     drawn = enlarge(self.sum(worth * candidates), (len(self.band_hz), n_frames))
     return (drawn[:, 0].mT @ self.to_bins).mT
 
-# %% ../nbs/04_decoder.ipynb #04decoder024
+# %% ../nbs/04_decoder.ipynb #04decoder026
 @patch
 def forward(self:MaskDecoder,
     maps:list, # tapped maps, each `(batch, channel, freq, frame)`, input side first
     n_frames:int, # frames of the input's STFT
+    target:Tensor=None, # class to draw for `(batch,)`; a decoder with `n_classes` needs it
 ) -> Tensor: # mask in [0, 1] `(batch, freq, n_frames)`
     "The soft mask"
-    return torch.sigmoid(self.logits(maps, n_frames))
+    return torch.sigmoid(self.logits(maps, n_frames, target))
 
 @patch(as_prop=True)
 def config(self:MaskDecoder) -> dict: # keyword arguments that make this decoder again
     "What `MaskDecoder(**config)` needs"
     return {k: getattr(self, k) for k in ('tap_channels', 'band_hz', 'bin_hz', *SIZES)}
 
-# %% ../nbs/04_decoder.ipynb #04decoder026
+# %% ../nbs/04_decoder.ipynb #04decoder028
 def fold_before(
     conv:nn.Conv2d, # 1×1 convolution
     norm:nn.BatchNorm2d, # normalisation of its input, without weights
@@ -157,12 +167,12 @@ def folded(self:MaskDecoder) -> MaskDecoder: # for drawing masks; not to be trai
     fast.standardize = nn.ModuleList(nn.Identity() for _ in fast.merges)
     return fast.requires_grad_(False).to(memory_format=torch.channels_last)
 
-# %% ../nbs/04_decoder.ipynb #04decoder028
+# %% ../nbs/04_decoder.ipynb #04decoder030
 @patch(cls_method=True)
 def for_classifier(cls:MaskDecoder,
     classifier:TappedClassifier, # the classifier to explain
     stft:STFT, # the STFT that it gets its magnitudes from
-    **kwargs, # passed on to `MaskDecoder`
+    **kwargs, # passed on to `MaskDecoder`; `n_classes` is the number of the classifier's labels unless it is given
 ) -> MaskDecoder: # an untrained decoder that fits
     "Make a decoder for `classifier`, every size read off one probe forward"
     n_samples = int(classifier.duration_s * classifier.sample_rate)
@@ -172,4 +182,4 @@ def for_classifier(cls:MaskDecoder,
         _, maps = classifier.with_taps(probe)
     band_hz = getattr(classifier.front_end, 'frequencies', None)
     if band_hz is None: band_hz = torch.linspace(0, classifier.sample_rate / 2, n_bands)
-    return cls([m.shape[1] for m in maps], band_hz, stft.frequencies(classifier.sample_rate), **kwargs)
+    return cls([m.shape[1] for m in maps], band_hz, stft.frequencies(classifier.sample_rate), **dict(n_classes=len(classifier.labels)) | kwargs)

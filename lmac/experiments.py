@@ -430,9 +430,9 @@ def explanation_times(
     turns = {}
     for name, e in explainers.items():
         magnitude = e.stft(.1 * torch.randn(1, int(5 * e.sample_rate)))[0]
-        maps = e.classifier.with_taps(magnitude)[1]
+        logits, maps = e.classifier.with_taps(magnitude)
         turns |= {(name, 'classifier_s'): lambda e=e, m=magnitude: e.classifier(m),
-                  (name, 'decoder_s'): lambda e=e, m=magnitude, maps=maps: e.fast_decoder(maps, m.shape[-1]),
+                  (name, 'decoder_s'): lambda e=e, m=magnitude, maps=maps, k=logits.argmax(1): e.fast_decoder(maps, m.shape[-1], k),
                   (name, 'explanation_s'): lambda e=e, m=magnitude: e.attribute(m)}
     found = time_in_turns(turns, n_repeats)
     return [dict(method=name, parameters=sum(p.numel() for p in e.decoder.parameters()),

@@ -50,6 +50,10 @@ class LMAC:
     @property
     def device(self): return next(self.decoder.parameters()).device
 
+    @property
+    def by_class(self): # whether the decoder can be asked what speaks for each class
+        return bool(getattr(self.decoder, 'n_classes', None))
+
     def to(self, device):
         "Move classifier, decoder and STFT to a device"
         for module in (self.classifier, self.decoder, self.fast_decoder, self.stft): module.to(device)
@@ -66,7 +70,10 @@ def check_parts(self:LMAC):
     logits, maps = self.classifier.with_taps(torch.zeros(1, self.stft.n_freqs, 64, device=self.device))
     if logits.shape[1] != len(self.labels):
         raise ValueError(f"The classifier gives {logits.shape[1]} logits and has {len(self.labels)} labels. Name each class once.")
-    if (found := self.decoder(maps, 64).shape[1]) != self.stft.n_freqs:
+    if self.by_class and self.decoder.n_classes != len(self.labels):
+        raise ValueError(f"The decoder draws for {self.decoder.n_classes} classes, the classifier has {len(self.labels)}: "
+                         "make one with MaskDecoder.for_classifier.")
+    if (found := self.decoder(maps, 64, logits.argmax(1)).shape[1]) != self.stft.n_freqs:
         raise ValueError(f"The decoder draws masks of {found} frequencies, the STFT gives {self.stft.n_freqs}. "
                          "It was made for another STFT: make one with MaskDecoder.for_classifier.")
 
@@ -84,19 +91,20 @@ def class_index(self:LMAC,
 @torch.inference_mode()
 def attribute(self:LMAC,
     magnitude:Tensor, # magnitude spectrogram `(batch, freq, frame)`
-    target=None, # class index or indices `(batch,)`; must be the classes decided
+    target=None, # class index or indices `(batch,)`; None: the classes decided
     threshold:float=None, # round the mask at this; None leaves it soft
 ) -> Tensor: # mask in [0, 1], same shape as `magnitude`
-    "The mask: what the classifier's decision on `magnitude` rests on; raises `ValueError` for another target"
+    "The mask: what speaks for a class in `magnitude`; raises `ValueError` for a class that the decoder can't be asked for"
     logits, maps = self.classifier.with_taps(magnitude.to(self.device))
     decided = logits.argmax(1)
-    if target is not None:
-        target = torch.as_tensor(target, device=decided.device).expand_as(decided)
-        if (wrong := (target != decided).nonzero().flatten()).numel():
-            i = wrong[0].item()
-            raise ValueError(f"This explainer explains the class that was decided, {self.labels[decided[i]]!r}. Found target "
-                             f"{self.labels[target[i]]!r} for clip {i}: leave the target out.")
-    mask = self.fast_decoder(maps, magnitude.shape[-1])
+    target = decided if target is None else torch.as_tensor(target, device=decided.device).expand_as(decided)
+    if (outside := ((target < 0) | (target >= len(self.labels))).nonzero().flatten()).numel():
+        raise ValueError(f"The classifier has {len(self.labels)} classes. Found target {target[outside[0]].item()} for clip {outside[0].item()}.")
+    if not self.by_class and (wrong := (target != decided).nonzero().flatten()).numel():
+        i = wrong[0].item()
+        raise ValueError(f"This explainer's decoder is not told the class and explains the one that was decided, {self.labels[decided[i]]!r}. "
+                         f"Found target {self.labels[target[i]]!r} for clip {i}: leave the target out.")
+    mask = self.fast_decoder(maps, magnitude.shape[-1], target)
     return mask if threshold is None else binarize(mask, threshold)
 
 # %% ../nbs/07_explain.ipynb #07explain013
@@ -170,7 +178,7 @@ def masked_parts(self:LMAC,
     n = waveform.shape[-1]
     magnitude, phase = self.magnitude_phase(waveform)
     logits, maps = self.classifier.with_taps(magnitude)
-    mask = self.fast_decoder(maps, magnitude.shape[-1])
+    mask = self.fast_decoder(maps, magnitude.shape[-1], logits.argmax(1))
     if threshold is not None: mask = binarize(mask, threshold)
     found = dict(magnitude=magnitude, mask=mask, probabilities=logits.softmax(1))
     for part, m in (('in', mask), ('out', 1 - mask)):

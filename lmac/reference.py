@@ -78,6 +78,7 @@ def check_maps(self:ReferenceDecoder,
 def logits(self:ReferenceDecoder,
     maps:list, # tapped maps, each `(batch, channel, freq, frame)`, input side first
     n_frames:int, # frames of the input's STFT
+    target:Tensor=None, # not used: the reference decoder is not told the class
 ) -> Tensor: # logits of the mask `(batch, freq, n_frames)`
     "What `forward` takes the sigmoid of, as in `MaskDecoder`; raises `ValueError` for other maps"
     self.check_maps(maps)

@@ -123,8 +123,8 @@ def draw_maps(
     target:Tensor=None, # class to explain `(clip,)`; None: the class decided
     batch_size:int=8, # clips at a time
 ) -> Maps: # of all clips
-    "The maps of many clips; an `LMAC` explains the class decided, whatever the target"
-    if target is None or isinstance(method, LMAC): targets = [None] * len(magnitude)
+    "The maps of many clips; an `LMAC` whose decoder is not told the class explains the one decided, whatever the target"
+    if target is None or isinstance(method, LMAC) and not method.by_class: targets = [None] * len(magnitude)
     else: targets = target.split(batch_size)
     parts = [attribution(method, x, t) for x, t in zip(magnitude.split(batch_size), targets)]
     return Maps(*(torch.cat([x.float().cpu() for x in found]) for found in zip(*parts)))

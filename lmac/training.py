@@ -386,10 +386,12 @@ class ExplainerTask(Task):
         noise_share:float=0.3, # part of these that get noise rather than another clip
         snr_low_db:float=-2., # ratios are uniform between this
         snr_high_db:float=18., # and this
+        targets:str='decided', # class to draw masks for in training: 'decided', or 'likely' for one drawn by its probability
         metrics=None, # probabilities `p, p_in, p_out` and `same` (class kept) to a dict of per-clip numbers to log
     ):
         super().__init__()
         store_attr(but='decoder')
+        if targets not in ('decided', 'likely'): raise ValueError(f"targets must be 'decided' or 'likely'. Found: {targets!r}.")
         self.trained = decoder
         self.loss = loss or MaskingLoss()
 
@@ -397,11 +399,13 @@ class ExplainerTask(Task):
 @patch
 def draw(self:ExplainerTask,
     waveform:Tensor, # `(batch, time)`
-) -> tuple: # magnitude, the class decided `(batch,)`, its logits, soft masks `(batch, freq, frame)`
-    "Classify and draw the masks"
+) -> tuple: # magnitude, the class to explain `(batch,)`, logits `(batch, class)`, soft masks `(batch, freq, frame)`
+    "Classify and draw the masks, for the class decided or, in training, for a likely one"
     magnitude = self.stft(waveform)[0]
     with torch.no_grad(): logits, maps = self.classifier.with_taps(magnitude)
-    return magnitude, logits.argmax(1), logits, self.trained([m.float() for m in maps], magnitude.shape[-1]).float()
+    likely = self.training and self.targets == 'likely'
+    target = logits.float().softmax(1).multinomial(1)[:, 0] if likely else logits.argmax(1)
+    return magnitude, target, logits, self.trained([m.float() for m in maps], magnitude.shape[-1], target).float()
 
 @patch
 def judge(self:ExplainerTask,
@@ -427,14 +431,14 @@ def augment(self:ExplainerTask,
 @patch
 def forward(self:ExplainerTask,
     waveform:Tensor, # `(batch, time)`
-    target:Tensor=None, # not used: the decision is explained, not the label
+    target:Tensor=None, # not used: what the classifier says is explained, not the label
 ) -> dict: # the terms of the loss, the share of bins kept by the rounded masks
     "The masking loss on one augmented batch"
     clean, mixed = self.augment(waveform)
-    magnitude, decided, logits, mask = self.draw(mixed)
+    magnitude, explained, logits, mask = self.draw(mixed)
     logits_in, logits_out = self.judge(magnitude, mix_binary(mask, self.binary_share))
     clean = self.stft(clean)[0] if self.loss.guidance else None
-    return self.loss(logits_in, logits_out, decided, mask, magnitude, clean, logits.float()) | dict(kept=binarize(mask.detach()).mean())
+    return self.loss(logits_in, logits_out, explained, mask, magnitude, clean, logits.float()) | dict(kept=binarize(mask.detach()).mean())
 
 # %% ../nbs/06_training.ipynb #06training056
 @patch
