@@ -263,6 +263,25 @@ def test_what_cannot_be_monitored(tmp_path, train, valid):
     with pytest.raises(ValueError, match="mode must be 'min' or 'max'. Found: 'best'"): Checkpoint('valid_loss', 'best')
 
 
+# ---- which class is explained ----
+
+def test_likely_targets_are_drawn_by_their_probability(train):
+    task, waveform = explainer_task(targets='likely'), train.tensors[0][:1].repeat(400, 1)
+    bias = task.classifier.model.fc.bias
+    with torch.no_grad():
+        task.classifier.model.fc.weight.zero_()
+        bias.copy_(torch.tensor([.7, .3, 1e-9]).log())
+    torch.manual_seed(0)
+    share = task.train().draw(waveform)[1].bincount(minlength=3) / 400
+    assert abs(share[0] - .7) < .08 and abs(share[1] - .3) < .08 and share[2] == 0
+    assert (task.eval().draw(waveform[:9])[1] == 0).all()  # judged by what was decided
+    task.targets = 'decided'
+    assert (task.train().draw(waveform[:9])[1] == 0).all()
+
+def test_unknown_targets():
+    with pytest.raises(ValueError, match="'decided' or 'likely'. Found: 'label'"): explainer_task(targets='label')
+
+
 # ---- what a step must not depend on ----
 
 @pytest.mark.parametrize('guidance', [None, Guidance(threshold=.3)])
