@@ -200,7 +200,7 @@ def compare_methods(lmac, dataset, folds, out, methods, conditions, seeds, quick
     print(f"\n{result['timing']['evaluation_s'] / 60:.1f} min; written to {out}")
 
 # %% ../nbs/14_cli.ipynb #14cli026
-EXPERIMENTS = dict(cascade='sanity', roar='sanity', stability='sanity', labels='sanity', shortcuts='shortcuts',
+EXPERIMENTS = dict(cascade='sanity', roar='sanity', stability='sanity', labels='sanity', absent='sanity', shortcuts='shortcuts',
                    reference='experiments', tradeoff='experiments', ablation='experiments')
 
 @call_parse

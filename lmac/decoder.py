@@ -87,7 +87,7 @@ class MaskDecoder(nn.Module):
         channels:int=24, # channels of the pyramid
         head_channels:int=8, # candidates from the pyramid, and as many straight from the finest map
         dropout:float=0.2, # of the deepest map's channels, in training
-        n_classes:int=None, # classes to draw for; None draws one mask, without being told the class, as the paper's decoder
+        n_classes:int=None, # classes to draw for; None or 0 draws one mask, without being told the class, as the paper's decoder
     ):
         super().__init__()
         tap_channels, band_hz, bin_hz = list(tap_channels), torch.as_tensor(band_hz).tolist(), torch.as_tensor(bin_hz).tolist()

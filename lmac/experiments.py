@@ -311,6 +311,7 @@ def reference_config(
     epochs = dict(classifier=1, explainer=1) if quick else dict(classifier=32, explainer=7)
     classifier, explainer = (changed(read_config(name), data__dataset=None, data__credit=None, training__seed=seed, mixed_precision='no' if quick else 'bf16',
                                      training__epochs=epochs[part]) for part, name in (('classifier', 'esc10-classifier'), ('explainer', 'esc10')))
+    explainer = changed(explainer, augmentation__targets='decided', augmentation__absent_share=0.)  # the reference can't be asked for others
     classifier = changed(classifier, network__width=2 if quick else 16, network__max_width=2048, stft__hop_length=400)
     if quick: classifier, explainer = (changed(c, training__batch_size=4) for c in (classifier, explainer))
     return dict(classifier=classifier, explainer=explainer, search_epochs=1)
@@ -624,6 +625,9 @@ ABLATIONS = {
     'blocks 3–6': ('taps', dict(taps=[f'conv_block{k}' for k in range(3, 7)])),
     'the last block': ('taps', dict(taps=['conv_block6'])),
     'the first block': ('taps', dict(taps=['conv_block1'])),
+    'not told the class': ('class', dict(decoder__n_classes=0, augmentation__targets='decided', augmentation__absent_share=0.)),
+    'only the class decided': ('class', dict(augmentation__targets='decided', augmentation__absent_share=0.)),
+    'no absent classes': ('class', dict(augmentation__absent_share=0.)),
     'nothing mixed in': ('augmentation', dict(augmentation__mix_share=0.)),
     'no noise mixed in': ('augmentation', dict(augmentation__noise_share=0.)),
     'mask on magnitudes': ('domain', dict(domain='magnitude')),

@@ -278,6 +278,24 @@ def test_faithful_to_oneself(explainer, magnitude):
     assert len(table) == 2 * 2 * 3 and np.allclose(table.AD, 0, atol=1e-2) and (table['Fid-In'] == 1).all()
 
 
+# asked for what is not there
+class Pleaser:
+    "Keeps everything for class 1 and nothing for the others"
+    name = 'pleaser'
+    def attribute(self, magnitude, target=None): return torch.ones_like(magnitude) * (target == 1)[:, None, None]
+
+def test_each_class_is_asked_for(explainer, magnitude):
+    found = sanity.ask_for_each(Pleaser(), explainer, magnitude)
+    p = explainer.classifier(magnitude).softmax(1)
+    assert found.groupby('asked').clip.apply(list).tolist() == [[0, 1, 2]] * 3
+    assert (found.groupby('asked').kept.mean() == [0, 1, 0]).all()
+    pleased = found[found.asked == 1]
+    torch.testing.assert_close(torch.tensor(pleased.p_in.to_numpy()), p[:, 1], rtol=1e-3, atol=1e-5)
+    assert (pleased.likeness == 100. * (p[:, 1] > .5).numpy()).all()
+    assert found[found.presence == 'decided'].sort_values('clip').asked.tolist() == p.argmax(1).tolist()
+    assert ((found.presence == 'ruled out') == ((found.p < .01) & (found.presence != 'decided'))).all()
+
+
 # parts and files
 def test_parts_are_computed_once_and_belong_to_settings(tmp_path):
     calls = []
@@ -299,7 +317,7 @@ def test_clips_count_once():
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory): return tmp_path_factory.mktemp('runs')
 
-RUNS = dict(cascade=sanity.run_cascade, roar=sanity.run_roar, stability=sanity.run_stability, labels=sanity.run_labels)
+RUNS = dict(cascade=sanity.run_cascade, roar=sanity.run_roar, stability=sanity.run_stability, labels=sanity.run_labels, absent=sanity.run_absent)
 
 @pytest.mark.parametrize('name', RUNS)
 def test_quick_runs_write_valid_files_and_resume(name, runs, tmp_path, monkeypatch):
