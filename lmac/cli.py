@@ -76,7 +76,7 @@ def lmac_explain(
     explainer:str='esc10', # Bundled explainer (esc10, esc10-finetuned), folder, or id on the Hugging Face hub
     binary:store_true=False, # Round the mask at 0.5: a part of the sound is kept or it is not
     threshold:float=None, # Round the mask at another threshold
-    target:str=None, # Class that is expected to be decided; an error if another one is
+    target:str=None, # Class to explain, by default the one decided
 ):
     "Hear why: explanation.wav, residual.wav, mask.png, report.html and explanation.json for each recording"
     with one_line_errors('lmac-explain'):

@@ -62,7 +62,7 @@ class Weigh(nn.Module):
     ):
         super().__init__()
         if n_map < 2: raise ValueError(f"The deepest map must have at least 2 channels to weigh by. Found: {n_map}. Tap another layer.")
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = nn.Dropout1d(dropout)
         self.shared = nn.Parameter(torch.empty(2, n_candidates, n_map).uniform_(-1, 1) / n_map**.5)
         self.of_class = nn.Parameter(torch.zeros(n_classes, *self.shared.shape)) if n_classes else None
 
@@ -70,10 +70,11 @@ class Weigh(nn.Module):
         deepest:Tensor, # map `(batch, n_map, freq, frame)`
         target:Tensor=None, # class to weigh for `(batch,)`; needed with `n_classes` only
     ) -> Tensor: # weights `(batch, n_candidates, freq, frame)`
-        pattern = self.dropout(F.layer_norm(deepest.movedim(1, -1), deepest.shape[1:2]).movedim(-1, 1))
-        weights = self.shared[None].expand(len(deepest), -1, -1, -1) if self.of_class is None else self.shared + self.of_class[target]
-        here, clip = weights.unbind(1)
-        return torch.einsum('bkc,bcft->bkft', here, pattern) + torch.einsum('bkc,bc->bk', clip, pattern.mean((2, 3)))[..., None, None]
+        pattern = F.layer_norm(deepest.flatten(2).mT, deepest.shape[1:2])  # (batch, place, n_map)
+        pattern = self.dropout(pattern.mT).mT
+        weights = self.shared if self.of_class is None else self.shared + self.of_class[target]
+        here, clip = (pattern @ weights.flatten(-3, -2).mT).chunk(2, -1)
+        return (here + clip.mean(1, keepdim=True)).mT.contiguous().unflatten(2, deepest.shape[2:])
 
 # %% ../nbs/04_decoder.ipynb #04decoder023
 SIZES = ('channels', 'head_channels', 'dropout', 'n_classes') # what is chosen; the rest is read off the classifier

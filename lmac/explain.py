@@ -88,14 +88,11 @@ def class_index(self:LMAC,
     raise ValueError(f"The classifier has no class {target!r}. Its classes: {', '.join(self.labels)}.")
 
 @patch
-@torch.inference_mode()
-def attribute(self:LMAC,
-    magnitude:Tensor, # magnitude spectrogram `(batch, freq, frame)`
+def asked_for(self:LMAC,
+    logits:Tensor, # of the clips `(batch, class)`
     target=None, # class index or indices `(batch,)`; None: the classes decided
-    threshold:float=None, # round the mask at this; None leaves it soft
-) -> Tensor: # mask in [0, 1], same shape as `magnitude`
-    "The mask: what speaks for a class in `magnitude`; raises `ValueError` for a class that the decoder can't be asked for"
-    logits, maps = self.classifier.with_taps(magnitude.to(self.device))
+) -> Tensor: # class to explain for each clip `(batch,)`
+    "The classes to draw masks for; raises `ValueError` for one that there is not, or that the decoder can't be asked for"
     decided = logits.argmax(1)
     target = decided if target is None else torch.as_tensor(target, device=decided.device).expand_as(decided)
     if (outside := ((target < 0) | (target >= len(self.labels))).nonzero().flatten()).numel():
@@ -104,7 +101,18 @@ def attribute(self:LMAC,
         i = wrong[0].item()
         raise ValueError(f"This explainer's decoder is not told the class and explains the one that was decided, {self.labels[decided[i]]!r}. "
                          f"Found target {self.labels[target[i]]!r} for clip {i}: leave the target out.")
-    mask = self.fast_decoder(maps, magnitude.shape[-1], target)
+    return target
+
+@patch
+@torch.inference_mode()
+def attribute(self:LMAC,
+    magnitude:Tensor, # magnitude spectrogram `(batch, freq, frame)`
+    target=None, # class index or indices `(batch,)`; None: the classes decided
+    threshold:float=None, # round the mask at this; None leaves it soft
+) -> Tensor: # mask in [0, 1], same shape as `magnitude`
+    "The mask: what speaks for a class in `magnitude`; raises `ValueError` for a class that the decoder can't be asked for"
+    logits, maps = self.classifier.with_taps(magnitude.to(self.device))
+    mask = self.fast_decoder(maps, magnitude.shape[-1], self.asked_for(logits, target))
     return mask if threshold is None else binarize(mask, threshold)
 
 # %% ../nbs/07_explain.ipynb #07explain013
@@ -140,7 +148,7 @@ def classify(self:LMAC,
 @dataclass(repr=False)
 class Explanation:
     "What a classifier decided on a clip, and the part of the sound that the decision rests on"
-    label: str # class decided
+    label: str # class explained: the one decided, unless another was asked for
     class_index: int # its index
     probabilities: Tensor # of all classes, on the whole clip `(class,)`
     labels: list # class names
@@ -161,6 +169,8 @@ class Explanation:
     playable: bool = field(default=True) # embed players when shown in Jupyter
 
     @property
+    def decided(self): return self.labels[self.probabilities.argmax()]
+    @property
     def probability(self): return self.probabilities[self.class_index].item()
     @property
     def duration_s(self): return self.waveform.shape[-1] / self.sample_rate
@@ -173,14 +183,16 @@ class Explanation:
 def masked_parts(self:LMAC,
     waveform:Tensor, # `(batch, time)` at the classifier's rate
     threshold:float=None, # round the mask at this; None leaves it soft
-) -> dict: # tensors: magnitude, mask, probabilities, probabilities of both parts, sound of both parts
+    target=None, # class index or indices `(batch,)`; None: the classes decided
+) -> dict: # tensors: target, magnitude, mask, probabilities, probabilities of both parts, sound of both parts
     "The mask and both parts, as spectrograms judged and as sound, for a batch of clips of one length"
     n = waveform.shape[-1]
     magnitude, phase = self.magnitude_phase(waveform)
     logits, maps = self.classifier.with_taps(magnitude)
-    mask = self.fast_decoder(maps, magnitude.shape[-1], logits.argmax(1))
+    target = self.asked_for(logits, target)
+    mask = self.fast_decoder(maps, magnitude.shape[-1], target)
     if threshold is not None: mask = binarize(mask, threshold)
-    found = dict(magnitude=magnitude, mask=mask, probabilities=logits.softmax(1))
+    found = dict(target=target, magnitude=magnitude, mask=mask, probabilities=logits.softmax(1))
     for part, m in (('in', mask), ('out', 1 - mask)):
         masked = apply_mask(magnitude, m, self.domain)
         found[f'probabilities_{part}'] = self.classifier(masked).softmax(1)
@@ -192,10 +204,10 @@ def masked_parts(self:LMAC,
 def explain(self:LMAC,
     audio, # path, list of paths, or waveform `(time)`, `(channel, time)`, `(batch, channel, time)`
     sample_rate:int=None, # of a waveform, in Hz
-    target=None, # class name or index; must be the class decided
+    target=None, # class to explain, its name or index; None: the one decided
     threshold:float=None, # round the mask at this, for a binary mask; None leaves it soft
 ) -> Explanation: # or a list of them, for a list of paths or a batch
-    "Explain why the classifier decides what it does; raises `ValueError`, `TypeError` or `FileNotFoundError`"
+    "Explain what speaks for the class decided, or for another; raises `ValueError`, `TypeError` or `FileNotFoundError`"
     if isinstance(audio, (list, tuple)): return [self.explain(a, sample_rate, target, threshold) for a in audio]
     source = None
     if isinstance(audio, (str, Path)):
@@ -203,24 +215,21 @@ def explain(self:LMAC,
         audio, sample_rate = load_audio(audio)
     elif sample_rate is None: raise ValueError("A waveform needs its sample rate: explain(waveform, sample_rate).")
     waveform = self.prepare(audio, sample_rate)
-    parts = {k: v.cpu() for k, v in self.masked_parts(waveform, threshold).items()}
+    if target is not None: target = self.class_index(target)
+    parts = {k: v.cpu() for k, v in self.masked_parts(waveform, threshold, target).items()}
     rows = [{k: v[i] for k, v in parts.items()} | dict(waveform=waveform[i].cpu()) for i in range(len(waveform))]
-    found = [self.explanation(row, None if target is None else self.class_index(target), threshold, source) for row in rows]
+    found = [self.explanation(row, threshold, source) for row in rows]
     return found if getattr(audio, 'ndim', 2) == 3 else found[0]
 
 # %% ../nbs/07_explain.ipynb #07explain021
 @patch
 def explanation(self:LMAC,
     row:dict, # one clip of `masked_parts`, and its 'waveform' `(time,)`
-    target:int, # class index asked for, or None
     threshold:float, # at which the mask was rounded, or None
     source:str, # file, or None
 ) -> Explanation: # for this clip
     "Put an `Explanation` together"
-    index = row['probabilities'].argmax().item()
-    if target not in (None, index):
-        raise ValueError(f"This explainer explains the class that was decided, {self.labels[index]!r}. Found target "
-                         f"{self.labels[target]!r}: leave the target out.")
+    index = row['target'].item()
     both, gain_db = fit_peak(torch.stack([row['audio_in'], row['audio_out']]))
     heard = self.classify(both[0], self.sample_rate)[0, index].item()
     return Explanation(
@@ -264,7 +273,7 @@ PLAYERS = {'waveform': 'Input', 'audio': 'Explanation: what the decision rests o
 def summary(self:Explanation) -> dict: # plain numbers and strings
     "What `explanation.json` holds"
     ranked = self.probabilities.argsort(descending=True).tolist()
-    return dict(source=self.source, label=self.label, class_index=self.class_index, probability=self.probability,
+    return dict(source=self.source, decided=self.decided, label=self.label, class_index=self.class_index, probability=self.probability,
                 probability_masked_in=self.probability_masked_in, probability_masked_out=self.probability_masked_out,
                 probability_heard=self.probability_heard, mask_mean=self.mask.mean().item(), threshold=self.threshold,
                 gain_db=self.gain_db, silent=self.silent, sample_rate=self.sample_rate, duration_s=self.duration_s,
@@ -274,8 +283,12 @@ def summary(self:Explanation) -> dict: # plain numbers and strings
 def sentence(self:Explanation) -> str: # a sentence
     "The explanation in words"
     if self.silent: return f"The recording is silent. There is nothing to explain: {self.label!r} is what the classifier says to silence."
-    return (f"The classifier says {self.label!r} with a probability of {self.probability:.2f}. On the explanation alone, "
-            f"{self.mask.mean():.0%} of the spectrogram, it is {self.probability_heard:.2f}; on the rest, {self.probability_masked_out:.2f}.")
+    says = f"The classifier says {self.decided!r} with a probability of {self.probabilities.max():.2f}"
+    on_parts = (f"On the explanation alone, {self.mask.mean():.0%} of the spectrogram, it is {self.probability_heard:.2f}; "
+                f"on the rest, {self.probability_masked_out:.2f}.")
+    if self.label == self.decided: return f"{says}. {on_parts}"
+    verdict = '' if self.probability_heard > .5 else f" Not much in this recording speaks for {self.label!r}."
+    return f"{says}. This explains {self.label!r}, which has {self.probability:.2f}. {on_parts}{verdict}"
 
 # %% ../nbs/07_explain.ipynb #07explain028
 STYLE = """<style>.lmac{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto}.lmac img{max-width:100%}

@@ -3,6 +3,7 @@
 Importing torch takes longer than most of what is tested, so a process that has imported it waits and forks for each
 command: what runs is the installed command's function, in a process of its own, with its own arguments and output.
 """
+import html
 import json
 import re
 import subprocess
@@ -172,8 +173,11 @@ def test_target(tmp_path, explain, explainer, dog):
     label = LMAC.from_pretrained(explainer).explain(dog).label
     other = next(l for l in LABELS if l != label)
     explain(dog, '--target', label).ok()
+    explain(dog, '--target', other, '--out', 'other').ok()
+    numbers = json.loads((tmp_path/'other/explanation.json').read_text())
+    assert (numbers['label'], numbers['decided']) == (other, label)
+    assert f'says {label!r}' in (text := html.unescape((tmp_path/'other/report.html').read_text())) and f'explains {other!r}' in text
     before = contents(tmp_path)
-    explain(dog, '--target', other).failed(f"{label!r}. Found target {other!r}")
     explain(dog, '--target', 'violin').failed("no class 'violin'. Its classes: bell, rain, saw")
     assert contents(tmp_path) == before
 

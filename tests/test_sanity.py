@@ -287,7 +287,7 @@ class Pleaser:
 def test_each_class_is_asked_for(explainer, magnitude):
     found = sanity.ask_for_each(Pleaser(), explainer, magnitude)
     p = explainer.classifier(magnitude).softmax(1)
-    assert found.groupby('asked').clip.apply(list).tolist() == [[0, 1, 2]] * 3
+    assert found.groupby('asked')['clip'].apply(list).tolist() == [[0, 1, 2]] * 3
     assert (found.groupby('asked').kept.mean() == [0, 1, 0]).all()
     pleased = found[found.asked == 1]
     torch.testing.assert_close(torch.tensor(pleased.p_in.to_numpy()), p[:, 1], rtol=1e-3, atol=1e-5)
