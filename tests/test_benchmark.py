@@ -256,7 +256,7 @@ def test_turns_are_taken_and_the_first_does_not_count(explainer, monkeypatch):
 def test_full_width_is_the_size_of_the_paper():
     explainer = full_width()
     sizes = [sum(p.numel() for p in m.parameters()) for m in (explainer.classifier.model, explainer.decoder)]
-    assert 70e6 < sizes[0] < 90e6 and sizes[1] < 1e6 and len(explainer.labels) == 50
+    assert 70e6 < sizes[0] < 90e6 and sizes[1] < sizes[0] / 20 and len(explainer.labels) == 50
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no resource module")

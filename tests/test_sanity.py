@@ -193,7 +193,10 @@ def test_draw_maps_in_batches(explainer, magnitude):
     target = torch.tensor([0, 1, 2])
     whole, parts = (draw_maps(Gradient(explainer), magnitude, target, size) for size in (8, 2))
     assert torch.allclose(whole.mask, parts.mask, atol=1e-5)
-    assert torch.allclose(draw_maps(explainer, magnitude, target).mask, explainer.attribute(magnitude), atol=1e-5)  # whatever the target
+    assert torch.allclose(draw_maps(explainer, magnitude, target).mask, explainer.attribute(magnitude, target), atol=1e-5)
+    decoder = MaskDecoder(**explainer.decoder.config | dict(n_classes=None))
+    plain = LMAC(explainer.classifier, decoder, explainer.stft)  # not told the class: the one decided, whatever the target
+    assert torch.allclose(draw_maps(plain, magnitude, target).mask, plain.attribute(magnitude), atol=1e-5)
 
 
 # remove and retrain
