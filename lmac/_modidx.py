@@ -614,4 +614,5 @@ d = { 'settings': { 'branch': 'main',
                                'lmac.training.random_holes': ('training.html#random_holes', 'lmac/training.py'),
                                'lmac.training.random_noise': ('training.html#random_noise', 'lmac/training.py'),
                                'lmac.training.random_roll': ('training.html#random_roll', 'lmac/training.py'),
-                               'lmac.training.random_warp': ('training.html#random_warp', 'lmac/training.py')}}}
+                               'lmac.training.random_warp': ('training.html#random_warp', 'lmac/training.py'),
+                               'lmac.training.ruled_out': ('training.html#ruled_out', 'lmac/training.py')}}}

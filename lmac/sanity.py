@@ -27,14 +27,14 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .audio import make_scene, save_audio, write_atomically
-from .benchmark import attribution, contaminate, few_clips, load_method, provenance, result_file, top_share, weights_sha256
+from .benchmark import attribution, contaminate, few_clips, identity, load_method, load_methods, provenance, result_file, top_share, weights_sha256
 from .classifier import Cnn14, TappedClassifier
 from .data import ClipDataset, mix_at_snr
 from .explain import LMAC, explainer_folder, save_classifier
 from .masking import apply_mask, binarize
 from .metrics import average_drop, faithfulness, input_fidelity, summarize
 from .recipes import open_dataset, read_config, train_classifier, train_explainer
-from .training import ABSENT
+from .training import ruled_out
 
 # %% ../nbs/11_sanity.ipynb #11sanity009
 def unit_ranks(
@@ -434,10 +434,11 @@ def ask_for_each(
 ) -> pd.DataFrame: # columns clip, asked, presence, p, p_in, likeness (0 or 100), kept
     "What a method makes of each class in each clip, by the method's own masks"
     whole, rows = decide(explainer, magnitude), []
+    out = ruled_out(whole)
     for k in range(whole.shape[1]):
         mask = draw_maps(method, magnitude, torch.full((len(magnitude),), k)).mask
         p, p_in = whole[:, k], decide(explainer, apply_mask(magnitude, mask, explainer.domain))[:, k]
-        presence = np.select([(whole.argmax(1) == k).numpy(), (p < ABSENT).numpy()], ['decided', 'ruled out'], 'possible')
+        presence = np.select([(whole.argmax(1) == k).numpy(), out[:, k].numpy()], ['decided', 'ruled out'], 'possible')
         rows.append(pd.DataFrame(dict(clip=range(len(p)), asked=k, presence=presence, p=p, p_in=p_in, likeness=100. * (p_in > .5), kept=mask.mean((1, 2)))))
     return pd.concat(rows, ignore_index=True)
 
@@ -588,12 +589,13 @@ def run_cascade(
     clips = few_clips(subject.dataset.fold(5), n_clips)
     magnitude, stages = magnitude_of(subject.explainer, clips.waveforms), propose_stages(subject.explainer)
     same = dict(explainer=weights_sha256(subject.explainer), n_clips=len(clips), stages=list(stages))
+    about = {m: identity(m, load_method(m, subject.explainer)) for m in methods}
     frames, plan = [], [(m, how, s) for m in methods for how in statistics for s in (seeds[:1] if m in COSTLY else seeds)]
     with tqdm(total=len(plan) * (len(stages) + 2), unit='step', disable=not progress) as bar:
         for n_done, (method, how, s) in enumerate(plan, 1):
             bar.set_description(method)
             make = lambda: cascade(method_maker(method, subject.explainer), subject.explainer, magnitude, stages, (s,), how, tick=bar.update).to_dict('list')
-            rows = part(folder/f"{method.replace(':', '-')}-{how}-{s}.json", same, make)
+            rows = part(folder/f"{method.replace(':', '-')}-{how}-{s}.json", same | dict(method=about[method]), make)
             bar.update(n_done * (len(stages) + 2) - bar.n)  # if it was there
             frames.append(pd.DataFrame(rows).assign(method=method, statistics=how))
     table = tidy(pd.concat(frames, ignore_index=True), MEASURES)
@@ -692,9 +694,10 @@ def run_stability(
     magnitude = magnitude_of(subject.explainer, clips.waveforms)
     pairs = compare_pairs({name: draw_maps(e, magnitude) for name, e in ({'bundled': subject.explainer} | trained).items()})
     same, frames = dict(explainer=weights_sha256(subject.explainer), n_clips=len(clips), snrs_db=list(snrs_db), seed=seed), []
-    for method in tqdm(methods, unit='method', disable=not progress):
-        make = lambda: noise_stability(method_maker(method, subject.explainer)(subject.explainer), subject.explainer, clips.waveforms, snrs_db, seed).to_dict('list')
-        frames.append(pd.DataFrame(part(folder/f"noise-{method.replace(':', '-')}.json", same, make)).assign(method=method))
+    for about, method in tqdm(load_methods(methods, subject.explainer), unit='method', disable=not progress):
+        make = lambda: noise_stability(method, subject.explainer, clips.waveforms, snrs_db, seed).to_dict('list')
+        name = about['name']
+        frames.append(pd.DataFrame(part(folder/f"noise-{name.replace(':', '-')}.json", same | dict(method=about), make)).assign(method=name))
     table = pd.concat([tidy(pairs.assign(check='training seeds', method='lmac'), MEASURES),
                        tidy(pd.concat(frames).assign(check='noise'), MEASURES)], ignore_index=True)
     settings = dict(methods=list(methods), seeds=list(seeds), epochs=epochs, quick=quick) | same
@@ -785,14 +788,15 @@ def run_absent(
     start, (out, folder, subject) = time.perf_counter(), prepare_run(out, runs, quick)
     methods = methods or (QUICK_METHODS if quick else ABSENT_METHODS)
     clips, frames = few_clips(subject.dataset.fold(5), 4 if quick else n_clips), []
+    same = dict(explainer=weights_sha256(subject.explainer), n_clips=len(clips), seed=seed)
     for condition in conditions:
         magnitude = magnitude_of(subject.explainer, contaminate(clips, condition, seed)[0])
-        for method in tqdm(methods, desc=condition, unit='method', disable=not progress):
-            settings = dict(method=method, condition=condition, seed=seed, n_clips=len(clips), weights=weights_sha256(subject.explainer))
-            def make(): return ask_for_each(method_maker(method, subject.explainer)(subject.explainer), subject.explainer, magnitude).to_dict('list')
-            file = folder/f"{condition}-{method.replace(':', '-')}.json"
-            frames.append(pd.DataFrame(part(file, settings, make)).assign(method=method, condition=condition))
+        for about, method in tqdm(load_methods(methods, subject.explainer), desc=condition, unit='method', disable=not progress):
+            make = lambda: ask_for_each(method, subject.explainer, magnitude).to_dict('list')
+            name = about['name']
+            file = folder/f"{condition}-{name.replace(':', '-')}.json"
+            frames.append(pd.DataFrame(part(file, same | dict(method=about, condition=condition), make)).assign(method=name, condition=condition))
     table = tidy(pd.concat(frames, ignore_index=True), ['p', 'p_in', 'likeness', 'kept'])
-    settings = dict(methods=list(methods), conditions=list(conditions), seed=seed, quick=quick, n_clips=len(clips), ruled_out_below=ABSENT)
+    settings = dict(methods=list(methods), conditions=list(conditions), quick=quick) | same
     result = dict(settings=settings, results=summarize_tidy(table, ['method', 'condition', 'presence'], seed))
     return write_results(out, table, result, subject, clips, start)

@@ -364,3 +364,17 @@ def test_a_killed_run_goes_on(runs, tmp_path, monkeypatch):
 @pytest.mark.parametrize('run', RUNS.values())
 def test_result_file_must_be_json(run, tmp_path):
     with pytest.raises(ValueError, match='must end in .json'): run(tmp_path/'x.txt', quick=True, progress=False, runs=tmp_path)
+
+def test_parts_belong_to_the_weights_of_every_method(tmp_path, monkeypatch, runs):
+    "Another explainer under the name of one that was compared before is not taken for it"
+    monkeypatch.setenv('LMAC_CACHE', str(runs/'cache'))
+    subject = sanity.tiny_subject(runs/'tiny')
+    monkeypatch.setattr(sanity, 'open_subject', lambda runs, quick: subject)
+    rival, folder = subject.explainer, tmp_path/'rival'
+    def ask(): return sanity.run_absent(tmp_path/'absent.json', methods=[f'lmac:{folder}'], n_clips=2, conditions=('clean',), progress=False, runs=tmp_path/'runs')
+    rival.save_pretrained(folder)
+    first = ask()
+    assert ask()['results'] == first['results']
+    decoder = MaskDecoder(**rival.decoder.config)
+    LMAC(rival.classifier, decoder, rival.stft, rival.domain).save_pretrained(folder)
+    with pytest.raises(ValueError, match='another method'): ask()
