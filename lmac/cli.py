@@ -183,7 +183,7 @@ def open_clips(data, explainer):
 
 def measure(lmac, dataset, folds, out, options):
     "One explainer on clean clips"
-    from lmac.benchmark import evaluate, show_results
+    from lmac.evaluation import evaluate, show_results
     result = evaluate(lmac, dataset, list(folds), out, **options)
     print(show_results(result).T.to_string())
     print(f"classifier accuracy {result['accuracy']['mean']:.1f} % on {result['provenance']['dataset']['n_clips']} clips; written to {out}")

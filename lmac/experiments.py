@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from .audio import make_scene, save_audio, write_atomically
-from .benchmark import full_width, peak_rss_mb, result_file, score_batch, si_sdr
+from .benchmark import si_sdr
 from .classifier import Cnn14, TappedClassifier
 from .data import ClipDataset, loader, mix_at_snr
 from .decoder import MaskDecoder
+from .evaluation import full_width, peak_rss_mb, result_file, score_batch
 from .explain import LMAC, explainer_folder, save_classifier
 from .masking import Guidance, MaskingLoss, apply_mask
 from .metrics import METRICS, bootstrap_interval
@@ -441,7 +442,7 @@ def explanation_times(
 
 # %% ../nbs/11_experiments.ipynb #11experiments050
 EXPLAIN_ONCE = """import sys, torch
-from lmac.benchmark import full_width
+from lmac.evaluation import full_width
 from lmac.explain import LMAC
 from lmac.reference import ReferenceExplainer, full_width_reference, reference_network
 reference_network(8)

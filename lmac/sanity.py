@@ -27,9 +27,10 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .audio import make_scene, save_audio, write_atomically
-from .benchmark import attribution, contaminate, few_clips, identity, load_method, load_methods, provenance, result_file, top_share, weights_sha256
+from .benchmark import attribution, contaminate, few_clips, identity, load_method, load_methods, top_share
 from .classifier import Cnn14, TappedClassifier
 from .data import ClipDataset, mix_at_snr
+from .evaluation import provenance, result_file, weights_sha256
 from .explain import LMAC, explainer_folder, save_classifier
 from .masking import apply_mask, binarize
 from .metrics import average_drop, faithfulness, input_fidelity, summarize

@@ -24,10 +24,10 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .audio import contour, make_scene, place, uniform, write_atomically
-from .benchmark import provenance, result_file
 from .classifier import TappedClassifier
 from .data import esc50, loader, mix_at_snr
 from .decoder import MaskDecoder
+from .evaluation import provenance, result_file
 from .explain import LMAC
 from .masking import MaskingLoss, apply_mask
 from .metrics import summarize

@@ -1,4 +1,4 @@
-"""What several test files need: a dataset and configurations so small that `lmac-train` is through with them in a second."""
+"""What several test files need: a dataset and configurations so small that `lmac-train` is through with them in a second, and an explainer to be evaluated."""
 import copy
 import os
 import shutil
@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from lmac.audio import make_scene, save_audio
+from lmac.classifier import TappedClassifier
+from lmac.data import ClipDataset, folder_table
+from lmac.decoder import MaskDecoder
+from lmac.explain import LMAC
+from lmac.spectrogram import STFT, LogMel
 
 CLASSES = ['clock_tick', 'rain', 'siren']
 CLASSIFIER = dict(
@@ -76,3 +82,46 @@ def script():
         found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
         return found or pytest.fail(f"{name} is not installed: pip install -e '.[dev]'")
     return find
+
+
+# a small explainer and its clips, for tests of evaluations
+
+LABELS = ["rain", "siren"]
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(1, 4, 5, 2, 2), nn.Conv2d(4, 8, 5, 2, 2), nn.Linear(8, 2)
+
+    def forward(self, x): return 5 * self.head(self.b(self.a(x[:, None]).relu()).relu().amax((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def explainer():
+    "An untrained explainer, whose masks vary from bin to bin"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        stft = STFT(512, 256)
+        classifier = TappedClassifier(Small(), LogMel(n_fft=512, n_mels=40), ["a", "b"], LABELS, 16000, "freq_time", 0.4)
+        decoder = MaskDecoder.for_classifier(classifier, stft)
+        for p in decoder.parameters(): p.data.mul_(3)
+        return LMAC(classifier, decoder, stft)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    "Six loud clips of a length that is no multiple of the hop, one of them silent"
+    root = tmp_path_factory.mktemp("scenes")
+    for i in range(6):
+        label = LABELS[i % 2]
+        (root/label).mkdir(exist_ok=True)
+        waveform = make_scene({label: 0}, 0.4, seed=i).waveform
+        save_audio(root/label/f"{label}{i}.wav", 0 * waveform if i == 5 else waveform / waveform.abs().max(), 16000)
+    return ClipDataset(*folder_table(root, 1), 16000, 0.4, cache_dir=root/"cache")
+
+
+@pytest.fixture(scope="module")
+def clips(dataset):
+    "The clips that are not silent"
+    return dataset.subset(range(5))
