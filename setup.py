@@ -12,7 +12,7 @@ setup(
     author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"],
     license="Apache-2.0", license_files=["LICENSE"],
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
-    # namespace packages: lmac/weights and lmac/configs, which hold no Python, count too; MANIFEST.in names their files
+    # namespace packages: lmac/weights, lmac/configs and lmac/static, which hold no Python, count too; MANIFEST.in names their files
     packages=find_namespace_packages(include=["lmac", "lmac.*"], exclude=["*__pycache__*"]), include_package_data=True,
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(), extras_require={"dev": cfg["dev_requirements"].split()},

@@ -74,7 +74,7 @@ def test_module_is_exported_from_a_notebook(path):
 
 @named(MODULES)
 def test_third_party_imports_are_required(path):
-    distribution = {"yaml": "pyyaml", "IPython": "ipython", "sklearn": "scikit-learn", "skimage": "scikit-image"}
+    distribution = {"yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "sklearn": "scikit-learn", "skimage": "scikit-image"}
     required = {re.split(r"[<>=~!\[]", req)[0] for req in settings()["requirements"].split()}
     tops = {name.split(".")[0] for name in imported(ast.parse(path.read_text(encoding="utf-8")))}
     if path.stem == "reference": tops -= {"speechbrain"}   # imported when used, with an error that says how to install it

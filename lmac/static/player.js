@@ -1,0 +1,244 @@
+// The player: makes a figure of pictures and <audio> elements one instrument with a playhead.
+//
+// The figure is plain HTML made by `player_html` in notebook 12 and works without this script, as a picture with audio elements.
+// The script takes the sounds out of these elements, plays all of them at once, in step to the sample, and lets one be heard. So the
+// position survives a switch by construction. `lmacPlayer(figure)` returns what a widget or a test needs to drive it.
+function lmacPlayer(figure) {
+  if (figure.lmac) return figure.lmac
+  const $ = (selector) => figure.querySelector(selector)
+  const view = $('.lmac-view'), buttons = $('.lmac-sounds'), tools = $('.lmac-tools'), says = $('.lmac-says')
+  const FADE = 0.008                                        // seconds, against clicks
+  let context, buffers = [], nodes = [], names = [], levels = []
+  let current = 0, playing = false, startedAt = 0, offset = 0, loop = null, matched = true, ready = null, frame = 0
+
+  const element = (tag, attributes = {}, ...children) => {
+    const e = document.createElement(tag)
+    for (const [k, v] of Object.entries(attributes)) k.startsWith('on') ? e.addEventListener(k.slice(2), v) : e.setAttribute(k, v)
+    e.append(...children)
+    return e
+  }
+  const duration = () => +figure.dataset.duration
+  const clamp = (t) => Math.min(Math.max(t, 0), duration())
+  const shown = (t) => `${t.toFixed(1)} s`
+
+  // sounds
+
+  const bytes = (uri) => Uint8Array.from(atob(uri.slice(uri.indexOf(',') + 1)), (c) => c.charCodeAt(0)).buffer
+  const sources = () => [...figure.querySelectorAll('.lmac-plain audio')]
+  function decode() {                                       // once, at the first need; a new promise after an update
+    context ??= new AudioContext({ sampleRate: +figure.dataset.rate })   // that of the sounds: samples stay as they are
+    return ready ??= Promise.all(sources().map((a) => context.decodeAudioData(bytes(a.src)))).then((found) => { buffers = found })
+  }
+  const level = (k) => (k === current ? (matched ? levels[k] : 1) : 0)
+
+  function launch(from) {                                   // all sounds, in step; only the current one is let through
+    const at = context.currentTime
+    nodes = buffers.map((buffer, k) => {
+      const source = new AudioBufferSourceNode(context, { buffer, loop: !!loop, loopStart: loop?.[0] ?? 0, loopEnd: loop?.[1] ?? 0 })
+      const gain = new GainNode(context, { gain: 0 })
+      gain.gain.linearRampToValueAtTime(level(k), at + FADE)
+      source.connect(gain).connect(context.destination)
+      source.start(at, from)
+      return { source, gain }
+    })
+    startedAt = at
+    offset = from
+    if (nodes.length && !loop) nodes[0].source.onended = (e) => { if (playing && e.target === nodes[0]?.source) pause(0) }
+  }
+  function silence() {
+    const at = context?.currentTime ?? 0
+    for (const { source, gain } of nodes) {
+      gain.gain.setTargetAtTime(0, at, FADE / 3)
+      source.stop(at + 2 * FADE)
+    }
+    nodes = []
+  }
+  function position() {
+    if (!playing) return offset
+    const t = offset + context.currentTime - startedAt
+    if (loop && t >= loop[1]) return loop[0] + ((t - loop[0]) % (loop[1] - loop[0]))
+    return clamp(t)
+  }
+
+  // what a listener can do
+
+  async function play() {
+    if (playing) return
+    playing = true
+    await decode()
+    await context.resume()
+    if (!playing) return
+    for (const other of document.querySelectorAll('.lmac-player')) if (other !== figure) other.lmac?.pause()
+    let from = offset >= duration() - 0.01 ? 0 : offset
+    if (loop && !(from >= loop[0] && from < loop[1])) from = loop[0]
+    launch(from)
+    render()
+    tick()
+  }
+  function pause(at = position()) {
+    if (playing) silence()
+    playing = false
+    offset = at
+    render()
+  }
+  function seek(t) {
+    const target = clamp(t)
+    if (loop && (target < loop[0] || target > loop[1])) loop = null
+    if (playing && nodes.length) { silence(); launch(Math.min(target, duration() - 0.001)) } else offset = target
+    render()
+  }
+  function choose(k) {
+    if (k < 0 || k >= names.length) return
+    current = k
+    fade()
+    render()
+    figure.dispatchEvent(new CustomEvent('lmac-sound', { detail: k, bubbles: true }))
+  }
+  function fade() {
+    nodes.forEach(({ gain }, k) => gain.gain.setTargetAtTime(level(k), context.currentTime, FADE / 3))
+  }
+  function match(on) { matched = on; fade(); render() }
+  function setLoop(region) {
+    const from = position()
+    loop = region && Math.abs(region[1] - region[0]) >= 0.05 ? [clamp(Math.min(...region)), clamp(Math.max(...region))] : null
+    if (playing && nodes.length) { silence(); launch(loop && !(from >= loop[0] && from < loop[1]) ? loop[0] : Math.min(from, duration() - 0.001)) }
+    else if (loop) offset = loop[0]
+    render()
+  }
+  function setOpacity(value) {
+    const mask = $('.lmac-mask')
+    if (mask) mask.style.opacity = value
+    if (opacity) opacity.value = value
+  }
+  function wav() {                                          // what is heard, as 16-bit PCM
+    const buffer = buffers[current], samples = buffer.getChannelData(0), gain = matched ? levels[current] : 1
+    const data = new DataView(new ArrayBuffer(44 + 2 * samples.length))
+    const text = (at, s) => [...s].forEach((c, i) => data.setUint8(at + i, c.charCodeAt(0)))
+    text(0, 'RIFF'); data.setUint32(4, 36 + 2 * samples.length, true); text(8, 'WAVEfmt ')
+    data.setUint32(16, 16, true); data.setUint16(20, 1, true); data.setUint16(22, 1, true)
+    data.setUint32(24, buffer.sampleRate, true); data.setUint32(28, 2 * buffer.sampleRate, true)
+    data.setUint16(32, 2, true); data.setUint16(34, 16, true); text(36, 'data'); data.setUint32(40, 2 * samples.length, true)
+    samples.forEach((x, i) => data.setInt16(44 + 2 * i, Math.round(32767 * Math.min(Math.max(gain * x, -1), 1)), true))
+    return new Blob([data], { type: 'audio/wav' })
+  }
+  async function download() {
+    await decode()
+    const url = URL.createObjectURL(wav())
+    element('a', { href: url, download: `${names[current].toLowerCase().replace(/[^a-z0-9]+/g, '-')}.wav` }).click()
+    setTimeout(() => URL.revokeObjectURL(url), 1000)
+  }
+
+  // what is seen
+
+  const playhead = element('div', { class: 'lmac-playhead' }), region = element('div', { class: 'lmac-region', hidden: '' })
+  view.append(region, playhead)
+  Object.entries({ tabindex: '0', role: 'slider', 'aria-label': 'Position', 'aria-valuemin': '0' }).forEach(([k, v]) => view.setAttribute(k, v))
+  const toggle = element('button', { type: 'button', class: 'lmac-play', onclick: () => (playing ? pause() : play()) }, 'Play')
+  const clock = element('output', { class: 'lmac-clock' })
+  const levelBox = element('input', { type: 'checkbox', onchange: (e) => match(e.target.checked) })
+  const opacity = $('.lmac-mask') && element('input', { type: 'range', min: 0, max: 1, step: 0.05, value: 0.7, oninput: (e) => setOpacity(e.target.value) })
+  const unloop = element('button', { type: 'button', onclick: () => setLoop(null) }, 'End loop')
+  tools.append(toggle, clock, unloop, element('label', {}, levelBox, ' same loudness'))
+  if (opacity) tools.append(element('label', {}, 'mask ', opacity))
+  tools.append(element('button', { type: 'button', onclick: download }, 'Download'))
+
+  function place() {                                        // the playhead alone, once per frame
+    const t = position(), at = `${(100 * t) / duration()}%`
+    playhead.style.left = at
+    clock.textContent = `${shown(t)} of ${shown(duration())}`
+    view.setAttribute('aria-valuenow', t.toFixed(2))
+    view.setAttribute('aria-valuetext', `${shown(t)}, ${names[current] ?? ''}`)
+  }
+  function tick() {
+    cancelAnimationFrame(frame)
+    if (!figure.isConnected) return pause()
+    place()
+    if (playing) frame = requestAnimationFrame(tick)
+  }
+  function render() {
+    toggle.textContent = playing ? 'Pause' : 'Play'
+    levelBox.checked = matched
+    unloop.hidden = region.hidden = !loop
+    if (loop) Object.assign(region.style, { left: `${(100 * loop[0]) / duration()}%`, width: `${(100 * (loop[1] - loop[0])) / duration()}%` })
+    ;[...buttons.children].forEach((b, k) => b.setAttribute('aria-pressed', k === current))
+    view.setAttribute('aria-valuemax', duration())
+    figure.dataset.state = playing ? 'playing' : 'paused'
+    place()
+  }
+
+  // hands
+
+  let drag = null
+  const timeAt = (e) => { const box = view.getBoundingClientRect(); return clamp(((e.clientX - box.left) / box.width) * duration()) }
+  view.addEventListener('pointerdown', (e) => {
+    if (e.button || figure.dataset.brush) return
+    drag = { x: e.clientX, t: timeAt(e) }
+    view.setPointerCapture(e.pointerId)
+  })
+  view.addEventListener('pointermove', (e) => {
+    if (!drag || Math.abs(e.clientX - drag.x) < 5) return
+    const ends = [drag.t, timeAt(e)].sort((a, b) => a - b)
+    region.hidden = false
+    Object.assign(region.style, { left: `${(100 * ends[0]) / duration()}%`, width: `${(100 * (ends[1] - ends[0])) / duration()}%` })
+  })
+  view.addEventListener('pointerup', (e) => {
+    if (!drag) return
+    if (Math.abs(e.clientX - drag.x) < 5) seek(drag.t); else setLoop([drag.t, timeAt(e)])
+    drag = null
+  })
+  view.addEventListener('pointercancel', () => { drag = null; render() })
+  figure.addEventListener('keydown', (e) => {
+    if (e.altKey || e.ctrlKey || e.metaKey || e.target.matches('input, select, textarea, audio')) return
+    const step = e.shiftKey ? 0.05 : 0.5
+    const keys = {
+      ArrowLeft: () => seek(position() - step), ArrowRight: () => seek(position() + step), Home: () => seek(0), End: () => seek(duration()),
+      Escape: () => setLoop(null), m: () => match(!matched), ' ': () => (playing ? pause() : play()),
+    }
+    const act = /^[1-9]$/.test(e.key) && +e.key <= names.length ? () => choose(+e.key - 1) : keys[e.key]
+    if (!act || (e.key === ' ' && e.target.matches('button') && e.target !== toggle)) return
+    e.preventDefault()
+    e.stopPropagation()                                     // a notebook has shortcuts of its own
+    act()
+  })
+
+  // the sounds of the markup, now and after each change of it
+
+  function adopt() {
+    const items = sources()
+    names = items.map((a) => a.dataset.name)
+    levels = items.map((a) => +a.dataset.gain)
+    current = Math.min(current, Math.max(names.length - 1, 0))
+    buttons.replaceChildren(...names.map((name, k) => element('button', { type: 'button', 'aria-pressed': k === current, title: `key ${k + 1}`, onclick: () => choose(k) }, name)))
+    ready = null
+    render()
+  }
+  async function update(html) {                             // new pictures and sounds; the position, the choice and the loop stay
+    const fresh = element('template')
+    fresh.innerHTML = html
+    const next = fresh.content.querySelector('.lmac-player')
+    Object.assign(figure.dataset, { duration: next.dataset.duration })
+    for (const part of ['.lmac-picture', '.lmac-plain', '.lmac-title', '.lmac-says']) {
+      const old = $(part), made = next.querySelector(part)
+      if (old && made) old.replaceWith(made)
+    }
+    if (opacity) setOpacity(opacity.value)
+    adopt()
+    if (playing) {
+      await decode()
+      if (!playing) return
+      const from = position()
+      silence()
+      launch(Math.min(from, duration() - 0.001))
+    } else if (context) await decode()
+  }
+
+  figure.classList.add('lmac-ready')
+  setOpacity(0.7)
+  if (says) says.setAttribute('aria-live', 'polite')
+  adopt()
+  return (figure.lmac = {
+    play, pause, seek, choose, match, setLoop, setOpacity, update, decode, wav, position,
+    get state() { return { playing, current, name: names[current], loop, matched, level: matched ? levels[current] : 1, position: position() } },
+    get buffers() { return buffers },
+  })
+}

@@ -1,0 +1,365 @@
+"""What a person sees and hears in a browser: the player, the study, the site and the widgets, operated in headless Chromium.
+
+Effects are checked on samples and scores, not only on what is drawn. Every page is opened without network: a request to another host fails the test.
+"""
+import functools
+import html.parser
+import http.server
+import json
+import re
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from playwright import sync_api as playwright
+
+from lmac.audio import make_scene
+from lmac.player import player_html
+from lmac.spectrogram import STFT
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--autoplay-policy=no-user-gesture-required"]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if CHROMIUM is None: pytest.fail("These tests need Chromium: apt install chromium, or another that is called so on the PATH.")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(browser):
+    "Open a page; at the end nothing must have been complained about, and no other host asked for anything"
+    contexts, complaints = [], []
+
+    def make(url, **options):
+        context = browser.new_context(accept_downloads=True, **options)
+        page = context.new_page()
+        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: complaints.append(str(e)))
+        page.on("request", lambda r: complaints.append(f"asked for {r.url}") if not re.match(r"(data|blob|file):|http://127\.0\.0\.1", r.url) else None)
+        contexts.append(context)
+        page.goto(url)
+        return page
+    yield make
+    for context in contexts: context.close()
+    assert not complaints, complaints
+
+
+# the player
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def player_file(tmp_path_factory):
+    "A page with a player of three sounds, and the sounds"
+    scene = make_scene({"dog": 0, "rain": -8}, 3.)
+    magnitude, _ = STFT()(scene.waveform)
+    sounds = {"Input": scene.waveform, "Dog alone": scene.sources["dog"], "Rain alone": .3 * scene.sources["rain"]}
+    file = tmp_path_factory.mktemp("player")/"player.html"
+    page = player_html(sounds, RATE, magnitude[0], torch.rand(magnitude[0].shape), title="A dog", alt="A dog barks")
+    file.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Player</title><body style="margin:0">{page}</body></html>')
+    return file, sounds
+
+
+def state(page): return page.evaluate("document.querySelector('.lmac-player').lmac.state")
+def act(page, what): return page.evaluate(f"document.querySelector('.lmac-player').lmac.{what}")
+
+
+def samples(page, k):
+    "Samples of a sound, as the page decoded them"
+    act(page, "decode()")
+    return np.array(page.evaluate(f"Array.from(document.querySelector('.lmac-player').lmac.buffers[{k}].getChannelData(0))"), np.float32)
+
+
+def test_the_player_holds_the_very_samples(new_page, player_file):
+    file, sounds = player_file
+    page = new_page(file.as_uri())
+    for k, sound in enumerate(sounds.values()): np.testing.assert_allclose(samples(page, k), sound[0], atol=2**-14)   # browsers and files do not quite agree on what full scale is
+
+
+def test_switching_keeps_the_position(new_page, player_file):
+    page = new_page(player_file[0].as_uri())
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("document.querySelector('.lmac-player').lmac.state.position > .4")
+    before = state(page)
+    page.get_by_role("button", name="Dog alone").click()
+    after = state(page)
+    assert after["playing"] and after["name"] == "Dog alone" and 0 <= after["position"] - before["position"] < .5
+    page.get_by_role("button", name="Pause").click()
+    held = state(page)["position"]
+    page.wait_for_timeout(150)
+    assert not state(page)["playing"] and state(page)["position"] == held
+
+
+def test_a_click_seeks_and_a_drag_loops(new_page, player_file):
+    page = new_page(player_file[0].as_uri())
+    view = page.locator(".lmac-view").bounding_box()
+    def x(share): return view["x"] + share * view["width"]
+    y = view["y"] + view["height"] / 2
+    page.mouse.click(x(.5), y)
+    assert state(page)["position"] == pytest.approx(1.5, abs=.02)
+    page.mouse.move(x(.2), y)
+    page.mouse.down()
+    page.mouse.move(x(.3), y, steps=3)
+    page.mouse.up()
+    loop = state(page)["loop"]
+    assert loop == pytest.approx([.6, .9], abs=.02)
+    act(page, "play()")
+    for _ in range(6):
+        page.wait_for_timeout(120)
+        assert loop[0] - .02 <= state(page)["position"] <= loop[1] + .02
+    page.locator(".lmac-view").press("Escape")
+    assert state(page)["loop"] is None
+
+
+def test_all_of_it_with_the_keyboard(new_page, player_file):
+    page = new_page(player_file[0].as_uri())
+    page.keyboard.press("Tab")
+    page.locator(".lmac-view").focus()
+    page.keyboard.press("End")
+    assert state(page)["position"] == pytest.approx(3)
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowRight")
+    assert state(page)["position"] == pytest.approx(.55)
+    page.keyboard.press("3")
+    assert state(page)["name"] == "Rain alone"
+    page.keyboard.press(" ")
+    page.wait_for_function("document.querySelector('.lmac-player').lmac.state.position > .6")
+    page.keyboard.press(" ")
+    assert not state(page)["playing"]
+    page.keyboard.press("m")
+    assert not state(page)["matched"] and state(page)["level"] == 1
+
+
+def test_same_loudness_and_true_level(new_page, player_file):
+    file, sounds = player_file
+    page = new_page(file.as_uri())
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Rain alone").click()
+    raised = state(page)["level"]
+    page.get_by_label("same loudness").uncheck()
+    assert raised > 2 and state(page)["level"] == 1   # it was made soft
+
+
+@pytest.mark.parametrize("matched", [True, False])
+def test_the_download_is_what_is_heard(new_page, player_file, tmp_path, matched):
+    import soundfile as sf
+    file, sounds = player_file
+    page = new_page(file.as_uri())
+    page.get_by_role("button", name="Rain alone").click()
+    page.get_by_label("same loudness").set_checked(matched)
+    level = state(page)["level"]
+    with page.expect_download() as info: page.get_by_role("button", name="Download").click()
+    assert info.value.suggested_filename == "rain-alone.wav"
+    info.value.save_as(tmp_path/"x.wav")
+    found, rate = sf.read(tmp_path/"x.wav", dtype="float32")
+    assert rate == RATE
+    np.testing.assert_allclose(found, level * sounds["Rain alone"][0].numpy(), atol=3 * level / 2**15)
+
+
+def test_the_shade_follows_its_slider(new_page, player_file):
+    page = new_page(player_file[0].as_uri())
+    slider = page.get_by_label("mask")
+    slider.fill("0.2")
+    assert page.locator(".lmac-mask").evaluate("e => e.style.opacity") == "0.2"
+
+
+def test_without_scripts_there_are_pictures_and_sounds(new_page, player_file):
+    page = new_page(player_file[0].as_uri(), java_script_enabled=False)
+    assert page.locator("audio").count() == 3 and page.locator("audio").first.is_visible()
+    assert page.locator("img.lmac-spectrogram").get_attribute("alt") == "A dog barks"
+
+
+def test_it_fits_a_telephone(new_page, player_file):
+    page = new_page(player_file[0].as_uri(), viewport=dict(width=400, height=800))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+# the study
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    "A study of two clips and two methods, one clip for practice, and its page"
+    from lmac.explain import LMAC
+    from lmac.study import build_study, study_html
+    from lmac.widgets import Question
+    lmac, folder = LMAC.from_pretrained(), tmp_path_factory.mktemp("study")
+    questions = [Question(lmac, make_scene({name: 0, "rain": -8}, 1., seed=1).waveform, RATE, name=name) for name in ("dog", "rooster")]
+    study = build_study(questions, folder/"study", ["lmac", "energy"])
+    (folder/"study.html").write_text(study_html(study))
+    return study, folder/"study.html"
+
+
+def answer_trial(page, score):
+    "Move every control of a trial and go on"
+    for k, slider in enumerate(page.locator("form input[type=range]").all()): slider.fill(str(min(score + k, 100)))
+    if (radio := page.locator("form input[type=radio]")).count(): radio.first.check()
+    page.get_by_role("button", name="Next").click()
+
+
+def begin(page, listener):
+    page.get_by_label("listener number").fill(str(listener))
+    page.get_by_role("button", name="Begin").click()
+
+
+def test_a_study_from_start_to_end_twice_once_interrupted(new_page, study, browser, tmp_path):
+    from lmac.study import read_answers
+    study, file = study
+    n = len(study.plan["trials"])
+    (tmp_path/"answers").mkdir()
+
+    page = new_page(file.as_uri())
+    begin(page, 0)
+    assert page.get_by_role("button", name="Next").is_disabled()
+    assert page.get_by_text("1 of").is_visible() and page.get_by_text("(practice)").is_visible()
+    for _ in range(n): answer_trial(page, 40)
+    save(page, "Save my answers", tmp_path/"answers")
+
+    begin_again = file.as_uri()
+    page.goto(begin_again)
+    begin(page, 1)
+    answer_trial(page, 60)
+    shown = page.locator(".lmac-title").inner_text()
+    page.goto("about:blank")   # closed in the middle of the second trial
+    page.goto(begin_again)
+    begin(page, 1)
+    assert page.get_by_text(f"2 of {n}").is_visible() and page.locator(".lmac-title").inner_text() == shown
+    for _ in range(n - 1): answer_trial(page, 60)
+    save(page, "Save my answers", tmp_path/"answers")
+
+    ratings, pairs = read_answers(study, tmp_path/"answers")
+    assert set(ratings.listener) == {0, 1} and len(ratings) == 2 * 4 * 2 and len(pairs) == 2 * 1
+    assert ratings[ratings.listener == 0].score.min() == 40 and ratings[ratings.listener == 1].score.min() == 60
+    practice = [json.loads(line) for line in next((tmp_path/"answers").glob("*-000.jsonl")).read_text().splitlines()]
+    assert len(practice) == n and all(a["seconds"] >= 0 for a in practice)
+
+
+def save(page, name, folder):
+    with page.expect_download() as info: page.get_by_role("button", name=name).click()
+    info.value.save_as(folder/info.value.suggested_filename)
+
+
+def test_the_sounds_of_a_trial_are_those_of_the_plan(new_page, study):
+    from lmac.audio import load_audio
+    study, file = study
+    page = new_page(file.as_uri())
+    begin(page, 5)
+    trial, items = study.order(5)[0]
+    act(page, "decode()")
+    assert [b.inner_text() for b in page.locator(".lmac-sounds button").all()] == ["Clip", *"ABCD"]
+    for k, token in enumerate(items): np.testing.assert_allclose(samples(page, k + 1), study.sound(token)[0][0], atol=2**-14)
+    assert not state(page)["matched"]
+
+
+# the site
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "The whole site, as `make site` renders it"
+    import subprocess
+    import sys
+    from pathlib import Path
+    out = tmp_path_factory.mktemp("site")/"site"
+    found = subprocess.run([sys.executable, Path(__file__).parent.parent/"docs"/"render.py", "--out", out], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr[-2000:]
+    return out
+
+
+@pytest.fixture(scope="session")
+def pages(site): return sorted(p for p in site.rglob("*.html") if p != site/"index.html")   # that one only leads on
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+
+@pytest.fixture(scope="session")
+def at(site):
+    "Addresses of the site's pages, served by this computer"
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield lambda page: f"http://127.0.0.1:{server.server_port}/{page.relative_to(site).as_posix()}"
+    server.shutdown()
+
+
+class Reader(html.parser.HTMLParser):
+    "Ids, references, and images without a word"
+    def __init__(self):
+        super().__init__()
+        self.ids, self.refs, self.mute = [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if "id" in attrs: self.ids.append(attrs["id"])
+        self.refs += [attrs[k] for k in ("href", "src") if attrs.get(k)]
+        self.mute += tag == "img" and "alt" not in attrs
+
+
+def read(file):
+    reader = Reader()
+    reader.feed(file.read_text())
+    return reader
+
+
+@pytest.mark.slow
+def test_links_anchors_and_sizes(site, pages):
+    found, wrong = {p.resolve(): read(p) for p in pages}, []
+    for page, reader in found.items():
+        assert page.stat().st_size < 5e6 and not reader.mute, page
+        for ref in reader.refs:
+            if re.match(r"[a-z]+:", ref): continue
+            path, _, anchor = ref.partition("#")
+            target = (page.parent/path).resolve() if path else page
+            if not target.exists() or (anchor and target in found and anchor not in found[target].ids): wrong.append((page.name, ref))
+    assert not wrong
+
+
+@pytest.mark.slow
+def test_every_page_opens_fits_and_can_be_used_by_all(new_page, pages, at):
+    "No complaint of the browser, nothing wider than a telephone, and nothing that axe-core calls serious"
+    from axe_playwright_python.sync_playwright import Axe
+    problems = []
+    for theme in ("light", "dark"):
+        page = new_page("about:blank", viewport=dict(width=400, height=800), color_scheme=theme)
+        for file in pages:
+            page.goto(at(file))
+            if (width := page.evaluate("document.documentElement.scrollWidth")) > 400: problems.append((file.name, f"{width} px wide"))
+            for v in Axe().run(page).response["violations"]:
+                if v["impact"] in ("serious", "critical"): problems.append((file.name, theme, v["id"], len(v["nodes"]), v["nodes"][0]["html"][:150]))
+    assert not problems, "\n".join(map(str, problems))
+
+
+@pytest.mark.slow
+def test_every_sound_of_the_site_plays(new_page, pages):
+    page = new_page("about:blank")
+    heard = 0
+    for file in pages:
+        if "<audio" not in file.read_text(): continue
+        page.goto(file.as_uri())
+        durations = page.evaluate("""Promise.all([...document.querySelectorAll('audio')].map(async a => {
+            const bytes = Uint8Array.from(atob(a.src.slice(a.src.indexOf(',') + 1)), c => c.charCodeAt(0)).buffer
+            return (await new OfflineAudioContext(1, 1, 16000).decodeAudioData(bytes)).duration }))""")
+        assert all(d > 0 for d in durations), file
+        heard += len(durations)
+    assert heard > 20
+
+
+@pytest.mark.slow
+def test_search_and_dark_mode(new_page, site):
+    page = new_page((site/"nbs"/"index.html").as_uri(), color_scheme="light")
+    page.get_by_label("Search").fill("insertion deletion")
+    first = page.locator("#found a").first
+    assert first.inner_text() == "Benchmark"
+    page.get_by_role("button", name="Dark mode").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
+    first.click()
+    assert page.locator("h1").inner_text() == "Benchmark" and page.evaluate("document.documentElement.dataset.theme") == "dark"
