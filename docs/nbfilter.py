@@ -63,7 +63,18 @@ class SiteFilter(FilterDefaults):
     "nbdev's processors, as this site needs them"
     def base_procs(self):
         left_out = (FrontmatterProc, add_show_docs, exec_show_docs, mv_exports, add_links)
-        return [show_source, *(proc for proc in super().base_procs() if proc not in left_out), page_links]
+        return [show_source, *(proc for proc in super().base_procs() if proc not in left_out), page_links, static_widgets]
+
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class static_widgets(Processor):
+    "A widget needs a kernel, which a page has not: its static form (text/html) is shown; what has none, a progress bar say, is not"
+    def cell(self, cell):
+        if not cell.get("outputs"): return
+        cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {}) or "text/html" in o["data"]]
+        for output in cell.outputs: output.get("data", {}).pop(WIDGET, None)
 
 
 def filter_notebook(notebook:dict # a notebook as parsed from its JSON; the working folder is the notebook's

@@ -19,7 +19,6 @@ from fastcore.script import call_parse
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT/"docs"
-WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def reading_order(contents):
@@ -50,7 +49,7 @@ def mathml(source):
 
 
 def prepare(notebook):
-    "What nbconvert needs that Quarto does by itself: attributes of links, links to notebooks, formulas, alternative texts, static widgets"
+    "What nbconvert needs that Quarto does by itself: attributes of links, links to notebooks, formulas, alternative texts"
     heading = ""
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
@@ -67,7 +66,6 @@ def prepare(notebook):
         alt = options.get("fig-alt", f"Figure: {heading}").strip("\"'")
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            if WIDGET in data: del data[WIDGET]
             for kind in ("image/png", "image/svg+xml"):
                 if kind in data and "text/html" not in data: output.setdefault("metadata", {}).setdefault(kind, {})["alt"] = alt
     return notebook

@@ -14,6 +14,7 @@ NBS = ROOT/"nbs"
 FILTER = ROOT/"docs"/"nbfilter.py"
 NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(part[0] in "._" for part in p.relative_to(NBS).parts))
 HIDDEN = {"hide", "default_exp", "exporti"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def source(cell): return "".join(cell["source"])
@@ -104,7 +105,8 @@ def test_page(path):
         elif cell.get("outputs") and not found and not re.search(r"^\s*(import|from) ", code, re.MULTILINE):
             after = next((c for c in page["cells"] if source(c) == source(cell).strip()), None)
             assert after, f"a cell is lost: {code[:200]}"
-            assert [o["output_type"] for o in after["outputs"]] == [o["output_type"] for o in cell["outputs"]]
+            kept = [o for o in cell["outputs"] if WIDGET not in o.get("data", {}) or "text/html" in o["data"]]   # no progress bars
+            assert [o["output_type"] for o in after["outputs"]] == [o["output_type"] for o in kept]
     if path.stem[3:] and (ROOT/"lmac"/f"{path.stem[3:]}.py").exists():
         headings = "\n".join(s for s in sources if "\n\n### " in s)
         assert f"/blob/main/lmac/{path.stem[3:]}.py#L" in headings, "no heading links to its source"
@@ -135,3 +137,22 @@ def test_quarto_settings_that_the_site_depends_on():
     assert config["execute"]["enabled"] is False and config["ipynb-filters"] == ["docs/nbfilter.py"]
     ignored = (ROOT/".gitignore").read_text().splitlines()
     assert {"/.quarto/", "**/*.quarto_ipynb", "/_site/"} <= set(ignored)   # quarto appends the first two itself
+
+
+def test_a_page_never_shows_a_dead_widget():
+    nb = notebook("md:# Title\n\n> Subtitle", "widget")
+    view = {WIDGET: {"model_id": "x"}, "text/plain": "W()"}
+    nb["cells"][1]["outputs"] = [dict(output_type="display_data", metadata={}, data=view | more) for more in ({"text/html": "<p>static</p>"}, {})]
+    found = next(cell for cell in call_filter(nb)["cells"] if source(cell) == "widget")
+    assert [set(o["data"]) for o in found["outputs"]] == [{"text/html", "text/plain"}]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_every_widget_has_a_static_form(path):
+    nb = json.loads(path.read_text())
+    assert "widgets" not in nb["metadata"], f"{path.name} holds the state of widgets: clear it, pages do without"
+    for cell in nb["cells"]:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if WIDGET not in data or "text/html" in data: continue
+            assert re.match(r"(.*: )? *\d+%\|", text_of(data["text/plain"])), f"{path.name}: a widget, no progress bar, without text/html"
