@@ -176,6 +176,10 @@ class Explanation:
     @property
     def duration_s(self): return self.waveform.shape[-1] / self.sample_rate
     @property
+    def n_frames(self): return 1 + self.waveform.shape[-1] // self.hop_length # of the clip; short ones are padded for the classifier
+    @property
+    def kept(self): return self.mask[:, :self.n_frames].mean().item() # share of the clip's bins
+    @property
     def silent(self): return not self.waveform.any().item()
 
 # %% ../nbs/07_explain.ipynb #07explain018
@@ -260,11 +264,11 @@ def figure(self:Explanation,
     figure = Figure(figsize=(width, .75 * width), dpi=80, layout='constrained')
     axes = figure.subplots(3, 1, sharex=True)
     peak, rate, hop = self.magnitude.max().item(), self.sample_rate, self.hop_length
-    frames = 1 + self.waveform.shape[-1] // hop
+    frames = self.n_frames
     kind = 'soft mask' if self.threshold is None else f'binary mask, rounded at {self.threshold:g}'
     show_spectrogram(self.magnitude[:, :frames], rate, hop, ax=axes[0], reference=peak,
                      title=f"The input: {self.label}, {self.probability:.0%}")
-    show_mask(self.mask[:, :frames], rate, hop, ax=axes[1], title=f"The {kind}: {self.mask.mean():.0%} is kept")
+    show_mask(self.mask[:, :frames], rate, hop, ax=axes[1], title=f"The {kind}: {self.kept:.0%} is kept")
     masked = apply_mask(self.magnitude, self.mask, self.domain)
     show_spectrogram(masked[:, :frames], rate, hop, ax=axes[2], reference=peak,
                      title=f"The explanation: {self.label}, {self.probability_heard:.0%} as heard")
@@ -286,7 +290,7 @@ def summary(self:Explanation) -> dict: # plain numbers and strings
     ranked = self.probabilities.argsort(descending=True).tolist()
     return dict(source=self.source, decided=self.decided, label=self.label, class_index=self.class_index, probability=self.probability,
                 probability_masked_in=self.probability_masked_in, probability_masked_out=self.probability_masked_out,
-                probability_heard=self.probability_heard, mask_mean=self.mask.mean().item(), threshold=self.threshold,
+                probability_heard=self.probability_heard, mask_mean=self.kept, threshold=self.threshold,
                 gain_db=self.gain_db, silent=self.silent, sample_rate=self.sample_rate, duration_s=self.duration_s,
                 probabilities={self.labels[i]: self.probabilities[i].item() for i in ranked}, lmac_version=__version__)
 
@@ -295,7 +299,7 @@ def sentence(self:Explanation) -> str: # a sentence
     "The explanation in words"
     if self.silent: return f"The recording is silent. There is nothing to explain: {self.label!r} is what the classifier says to silence."
     says = f"The classifier says {self.decided!r} with a probability of {self.probabilities.max():.2f}"
-    on_parts = (f"On the explanation alone, {self.mask.mean():.0%} of the spectrogram, it is {self.probability_heard:.2f}; "
+    on_parts = (f"On the explanation alone, {self.kept:.0%} of the spectrogram, it is {self.probability_heard:.2f}; "
                 f"on the rest, {self.probability_masked_out:.2f}.")
     if self.label == self.decided: return f"{says}. {on_parts}"
     verdict = '' if self.probability_heard > .5 else f" Not much in this recording speaks for {self.label!r}."
@@ -311,7 +315,7 @@ def player_figure(self:Explanation,
     **kwargs, # as for `figure_html`
 ) -> str: # HTML without script and style
     "The player's markup for this explanation"
-    frames = 1 + self.waveform.shape[-1] // self.hop_length
+    frames = self.n_frames
     sounds = {name: getattr(self, part) for part, name in SOUNDS.items()}
     sounds |= {f"{name.replace('_', ' ').capitalize()} alone": x for name, x in (sources or {}).items()}
     settings = dict(title=f'{self.label}, {self.probability:.0%}', says=self.sentence(), alt=f'Spectrogram. {self.sentence()}')

@@ -38,8 +38,8 @@ def stimuli(
 ) -> dict: # condition → waveform `(1, time)`, all as loud as the clip
     "What there is to rate for one clip: each method's explanation, the clip itself, and the anchor"
     found = {method: question.answer(question.masks(method)[0]) for method in methods}
-    share = float(np.mean([ex.mask.mean() for ex in found.values()]))
-    with own_dice('anchor', seed, question.name): anchor = top_share(torch.rand(question.magnitude.shape), share)
+    share = float(np.mean([ex.kept for ex in found.values()]))
+    with own_dice('anchor', seed, question.name): anchor = question.pad(top_share(torch.rand(1, question.magnitude.shape[1], question.n_frames), share))
     sounds = {REFERENCE: fit_peak(question.waveform)[0]} | {k: ex.audio for k, ex in found.items()} | {ANCHOR: question.answer(anchor).audio}
     return {k: g * x for (k, x), g in zip(sounds.items(), matching_gains(list(sounds.values()), question.explainer.sample_rate))}
 

@@ -16,6 +16,7 @@ import torch
 from fastcore.basics import patch
 from ipywidgets import (HTML, Button, Dropdown, FileUpload, FloatRangeSlider, FloatSlider, HBox, Image, IntSlider, Layout, SelectMultiple, Tab, Text,
                         ToggleButtons, VBox)
+from ipywidgets.widgets.trait_types import CByteMemoryView
 from torch import Tensor
 
 from .audio import SOURCES, load_audio, make_scene
@@ -41,6 +42,7 @@ class Question:
         self.magnitude, self.phase = explainer.magnitude_phase(self.waveform)
         with torch.inference_mode(): self.probabilities = explainer.classifier(self.magnitude).softmax(1)
         self.index = self.probabilities.argmax().item() if target is None else explainer.class_index(target)
+        self.n_frames = 1 + self.waveform.shape[-1] // explainer.stft.hop_length  # of the clip; short ones are padded for the classifier
         self.found = {}
 
     def masks(self,
@@ -52,17 +54,26 @@ class Question:
             self.found[key] = attribution(load_method(method, self.explainer), self.magnitude, torch.tensor([self.index]))
         return self.found[key]
 
-    @torch.inference_mode()
-    def answer(self,
-        mask:Tensor, # `(1, freq, frame)` in [0, 1]
-        threshold:float=None, # at which it was rounded, for the record
-    ) -> Explanation: # with this mask
-        "Judge a mask and make it heard"
-        parts = self.explainer.split(self.magnitude, self.phase, mask, self.waveform.shape[-1])
-        row = dict(target=torch.tensor(self.index), waveform=self.waveform[0], magnitude=self.magnitude[0], mask=mask[0], probabilities=self.probabilities[0])
-        return self.explainer.explanation(row | {k: v[0] for k, v in parts.items()}, threshold, self.name)
+# %% ../nbs/12_widgets.ipynb #12widgets006
+@patch
+def pad(self:Question,
+    mask:Tensor, # `(1, freq, n_frames)`
+) -> Tensor: # `(1, freq, frame)`
+    "A mask of the clip's own frames, its last frame repeated over the padding, into which the clip's end reaches"
+    return torch.nn.functional.pad(mask, (0, self.magnitude.shape[-1] - mask.shape[-1]), mode='replicate')
 
-# %% ../nbs/12_widgets.ipynb #12widgets008
+@patch
+@torch.inference_mode()
+def answer(self:Question,
+    mask:Tensor, # `(1, freq, frame)` in [0, 1]
+    threshold:float=None, # at which it was rounded, for the record
+) -> Explanation: # with this mask
+    "Judge a mask and make it heard"
+    parts = self.explainer.split(self.magnitude, self.phase, mask, self.waveform.shape[-1])
+    row = dict(target=torch.tensor(self.index), waveform=self.waveform[0], magnitude=self.magnitude[0], mask=mask[0], probabilities=self.probabilities[0])
+    return self.explainer.explanation(row | {k: v[0] for k, v in parts.items()}, threshold, self.name)
+
+# %% ../nbs/12_widgets.ipynb #12widgets009
 class StaticForm:
     "A widget that shows, where there is no kernel, what `static()` gives: HTML that works by itself"
     def _repr_mimebundle_(self, **kwargs):
@@ -81,7 +92,7 @@ class Player(StaticForm, anywidget.AnyWidget):
 
 
 
-# %% ../nbs/12_widgets.ipynb #12widgets009
+# %% ../nbs/12_widgets.ipynb #12widgets010
 @patch
 def play(self:Player,
     ex:Explanation, # what is played
@@ -97,14 +108,14 @@ def static(self:Player): # HTML
     "The player as it stands, for a page"
     return player_script(self.shown('.flac') if hasattr(self, 'shown') else self.html)
 
-# %% ../nbs/12_widgets.ipynb #12widgets013
+# %% ../nbs/12_widgets.ipynb #12widgets014
 def scores_html(
     rows:dict, # name → `Explanation`
 ) -> str: # an HTML table
     "The classifier's verdicts on the parts that explanations make"
     head = ''.join(f'<th scope="col">{c}</th>' for c in ('', 'class', 'whole', 'masked in', 'heard', 'masked out', 'kept'))
     def row(name, ex):
-        cells = (ex.label, *(f'{x:.3f}' for x in (ex.probability, ex.probability_masked_in, ex.probability_heard, ex.probability_masked_out)), f'{ex.mask.mean():.1%}')
+        cells = (ex.label, *(f'{x:.3f}' for x in (ex.probability, ex.probability_masked_in, ex.probability_heard, ex.probability_masked_out)), f'{ex.kept:.1%}')
         return f'<tr><th scope="row">{html.escape(name)}</th>' + ''.join(f'<td>{html.escape(c)}</td>' for c in cells) + '</tr>'
     return f'<table class="lmac-scores"><thead><tr>{head}</tr></thead><tbody>{"".join(row(*item) for item in rows.items())}</tbody></table>'
 
@@ -124,7 +135,7 @@ class Tuner(StaticForm, VBox):
         super().__init__([HBox([self.kind]), self.threshold, self.share, self.player, self.scores])
         self.turn()
 
-# %% ../nbs/12_widgets.ipynb #12widgets014
+# %% ../nbs/12_widgets.ipynb #12widgets015
 @patch
 def static(self:Tuner): # HTML
     "What is heard now, and its scores"
@@ -137,13 +148,13 @@ def turn(self:Tuner, change=None):
     kind = self.kind.value
     if change and (kind, getattr(self, kind, self.kind).value) == getattr(self, 'at', None): return
     self.at = (kind, getattr(self, kind, self.kind).value)
-    mask = dict(soft=lambda: self.mask, threshold=lambda: binarize(self.mask, self.threshold.value), share=lambda: top_share(self.ranking, self.share.value))[kind]()
+    mask = dict(soft=lambda: self.mask, threshold=lambda: binarize(self.mask, self.threshold.value), share=lambda: self.question.pad(top_share(self.ranking[..., :self.question.n_frames], self.share.value)))[kind]()
     self.explanation = self.question.answer(mask, self.threshold.value if kind == 'threshold' else None)
     self.player.play(self.explanation, self.question.sources)
     self.scores.value = scores_html({kind: self.explanation})
     for slider in (self.threshold, self.share): slider.style.handle_color = '#0b62c4' if slider.description == kind else None
 
-# %% ../nbs/12_widgets.ipynb #12widgets019
+# %% ../nbs/12_widgets.ipynb #12widgets020
 class Canvas(Player):
     "A player whose picture can be painted on"
     brush = traitlets.Bool(True).tag(sync=True)
@@ -151,7 +162,7 @@ class Canvas(Player):
     erase = traitlets.Bool(False).tag(sync=True)
     pen = traitlets.Float(6., help='width of the pen in cells').tag(sync=True)
     grid_shape = traitlets.Tuple((64, 160), help='cells in frequency and in time').tag(sync=True)
-    grid = traitlets.Bytes(bytes(64 * 160), help='255 where painted, lowest frequency first').tag(sync=True)
+    grid = CByteMemoryView(bytes(64 * 160), help='255 where painted, lowest frequency first').tag(sync=True)
 
     @property
     def cells(self) -> np.ndarray: # `(freq, time)`, True where painted
@@ -160,7 +171,7 @@ class Canvas(Player):
     @cells.setter
     def cells(self, value): self.grid = (255 * np.asarray(value, bool)).astype(np.uint8).tobytes()
 
-# %% ../nbs/12_widgets.ipynb #12widgets020
+# %% ../nbs/12_widgets.ipynb #12widgets021
 class Brush(StaticForm, VBox):
     "Paint on the spectrogram, and hear and score what was painted"
     def __init__(self,
@@ -184,7 +195,7 @@ class Brush(StaticForm, VBox):
         super().__init__([HBox([self.mode, self.pen]), self.canvas, HBox([self.buttons[k] for k in ('clear', 'fill', 'start from L-MAC')]), rectangle, self.scores])
         self.judge()
 
-# %% ../nbs/12_widgets.ipynb #12widgets021
+# %% ../nbs/12_widgets.ipynb #12widgets022
 @patch
 def static(self:Brush): # HTML
     "What is painted now, and its scores"
@@ -208,43 +219,43 @@ def box(self:Brush, painted):
     cells[f0:f1, t0:t1] = painted
     self.canvas.cells = cells
 
-# %% ../nbs/12_widgets.ipynb #12widgets022
+# %% ../nbs/12_widgets.ipynb #12widgets023
 @patch
 def take(self:Brush,
     mask:Tensor, # `(1, freq, frame)` in [0, 1]
 ):
     "Begin with a mask, rounded"
-    cells = torch.nn.functional.interpolate(mask[None], self.canvas.grid_shape, mode='area')[0, 0]
+    cells = torch.nn.functional.interpolate(mask[None, ..., :self.question.n_frames], self.canvas.grid_shape, mode='area')[0, 0]
     self.canvas.cells = (cells > .5).numpy()
 
 @patch(as_prop=True)
 def mask(self:Brush) -> Tensor: # `(1, freq, frame)`, 0 or 1
     "What is painted, in bins"
     cells = torch.from_numpy(self.canvas.cells.astype(np.float32))
-    return torch.nn.functional.interpolate(cells[None, None], self.question.magnitude.shape[1:])[0]
+    return self.question.pad(torch.nn.functional.interpolate(cells[None, None], (self.question.magnitude.shape[1], self.question.n_frames))[0])
 
 @patch
 def judge(self:Brush, change=None):
     "Hear and score what is painted"
     self.explanation = self.question.answer(self.mask)
-    self.canvas.play(self.explanation, self.question.sources, title=f'Your mask: {self.explanation.mask.mean():.0%} is kept')
+    self.canvas.play(self.explanation, self.question.sources, title=f'Your mask: {self.explanation.kept:.0%} is kept')
     self.scores.value = scores_html({'your mask': self.explanation})
 
-# %% ../nbs/12_widgets.ipynb #12widgets027
+# %% ../nbs/12_widgets.ipynb #12widgets028
 class Recorder(anywidget.AnyWidget):
     "A button that records from the microphone of the browser"
     _esm = static('widget.js') + '\nexport default { render: lmacRecorder }'
     limit_s = traitlets.Float(30., help='recordings end by then').tag(sync=True)
     sample_rate = traitlets.Int(0, help='Hz, of the last recording').tag(sync=True)
-    samples = traitlets.Bytes(b'', help='the last recording, 32-bit floats').tag(sync=True)
+    samples = CByteMemoryView(b'', help='the last recording, 32-bit floats').tag(sync=True)
 
     @property
     def waveform(self) -> Tensor: # `(1, time)`
         "The last recording; raises `ValueError` if there is none"
-        if not self.samples: raise ValueError('Nothing was recorded yet: press Record, speak, press Stop.')
+        if not len(self.samples): raise ValueError('Nothing was recorded yet: press Record, speak, press Stop.')
         return torch.from_numpy(np.frombuffer(self.samples, '<f4').copy())[None]
 
-# %% ../nbs/12_widgets.ipynb #12widgets028
+# %% ../nbs/12_widgets.ipynb #12widgets029
 class ClipPicker(Tab):
     "Choose a clip: from a list, a file, an upload, or the microphone"
     def __init__(self,
@@ -263,7 +274,7 @@ class ClipPicker(Tab):
         "The clip that is chosen; raises `ValueError` or `FileNotFoundError` if there is none"
         return (self.from_list, self.from_path, self.from_upload, self.from_recorder)[self.selected_index or 0]()
 
-# %% ../nbs/12_widgets.ipynb #12widgets029
+# %% ../nbs/12_widgets.ipynb #12widgets030
 @patch
 def from_list(self:ClipPicker):
     "A clip of the dataset, or a scene: the source in front of rain"
@@ -296,7 +307,7 @@ def from_recorder(self:ClipPicker):
     "What was recorded last"
     return dict(waveform=self.recorder.waveform, sample_rate=self.recorder.sample_rate, name='recording')
 
-# %% ../nbs/12_widgets.ipynb #12widgets030
+# %% ../nbs/12_widgets.ipynb #12widgets031
 class Explorer(StaticForm, VBox):
     "Choose a clip, a class and methods, and compare what they let one hear"
     def __init__(self,
@@ -315,7 +326,7 @@ class Explorer(StaticForm, VBox):
         self.export_button.on_click(lambda _: self.attempt(self.export))
         super().__init__([self.picker, HBox([self.target, self.methods]), HBox([self.explain_button, self.export_button]), self.status, self.results])
 
-# %% ../nbs/12_widgets.ipynb #12widgets031
+# %% ../nbs/12_widgets.ipynb #12widgets032
 @patch
 def static(self:Explorer):
     "What was explained last, or how to begin"
@@ -354,7 +365,7 @@ def export(self:Explorer):
     folders = [ex.save(self.out/f'{stem}-{re.sub("[^a-z0-9]+", "-", name)}') for name, ex in self.explanations.items()]
     self.say(f"Written: {', '.join(str(folder/'report.html') for folder in folders)}")
 
-# %% ../nbs/12_widgets.ipynb #12widgets038
+# %% ../nbs/12_widgets.ipynb #12widgets039
 CURVES = ('loss', 'AI', 'AG', 'Fid-In', 'kept') # of the validation, drawn over the epochs
 
 class Monitor(Callback):
@@ -391,7 +402,7 @@ class Monitor(Callback):
         self.player.play(ex, self.question.sources, title=f'after epoch {epoch}')
         self.scores.value = scores_html({f'epoch {epoch}': ex})
 
-# %% ../nbs/12_widgets.ipynb #12widgets039
+# %% ../nbs/12_widgets.ipynb #12widgets040
 def curves_png(
     history:list, # of a `Learner`: a dict per epoch
 ) -> bytes: # a PNG file

@@ -1,0 +1,172 @@
+"""Widgets without a browser: controls are moved by program, and what is heard, scored and said is looked at."""
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from lmac.audio import encode_audio, make_scene
+from lmac.explain import LMAC
+from lmac.widgets import Brush, ClipPicker, Explorer, Player, Question, Tuner
+
+
+@pytest.fixture(scope="module")
+def lmac(): return LMAC.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def scene(): return make_scene({"dog": 0, "rain": -8}, 1.)
+
+
+@pytest.fixture(scope="module")
+def why(lmac, scene): return Question(lmac, scene.waveform, 16000, sources=scene.sources, name="dog/in: the <rain>")
+
+
+def error_of(explorer):
+    explorer.explain_button.click()
+    assert 'role="alert"' in explorer.status.value
+    return re.sub("<.*?>", "", explorer.status.value)
+
+
+# questions
+
+@pytest.mark.parametrize("target", [None, "rain", 3])
+def test_an_answer_is_the_explanation(lmac, scene, target):
+    why = Question(lmac, scene.waveform, 16000, target)
+    found, direct = why.answer(why.masks()[0]), lmac.explain(scene.waveform, 16000, target=target)
+    assert found.label == direct.label
+    torch.testing.assert_close(found.mask, direct.mask)
+    torch.testing.assert_close(found.audio, direct.audio, atol=1e-5, rtol=0)
+    assert found.probability_heard == pytest.approx(direct.probability_heard, abs=1e-5)
+
+
+def test_a_method_is_asked_once(why):
+    assert why.masks("gradcam")[0] is why.masks("gradcam")[0]
+    with pytest.raises(ValueError, match="Unknown method 'oracle'"): why.masks("oracle")
+
+
+def test_other_rates_channels_and_silence(lmac, scene):
+    assert Question(lmac, scene.waveform[0], 16000).waveform.shape == (1, 16000)
+    assert Question(lmac, torch.rand(2, 44100) - .5, 44100).waveform.shape == (1, 16000)
+    silent = Question(lmac, torch.zeros(1, 16000), 16000)
+    assert silent.answer(silent.masks()[0]).silent
+    with pytest.raises(ValueError, match="no class 'violin'"): Question(lmac, scene.waveform, 16000, "violin")
+
+
+# the tuner
+
+def test_soft_threshold_and_share(why):
+    tuner = Tuner(why)
+    soft = tuner.explanation
+    tuner.threshold.value = .3
+    assert tuner.kind.value == "threshold" and set(tuner.explanation.mask.unique().tolist()) <= {0., 1.}
+    assert tuner.explanation.threshold == .3
+    tuner.share.value = 1.
+    assert tuner.kind.value == "share" and tuner.explanation.kept == 1
+    torch.testing.assert_close(tuner.explanation.audio, tuner.explanation.waveform, atol=1e-4, rtol=0)
+    tuner.share.value = 0.
+    assert not tuner.explanation.audio.any() and "0.0%" in tuner.scores.value
+    tuner.kind.value = "soft"
+    assert torch.equal(tuner.explanation.audio, soft.audio)
+
+
+def test_a_move_that_changes_nothing_computes_nothing(why, monkeypatch):
+    tuner = Tuner(why)
+    monkeypatch.setattr(tuner.question, "answer", lambda *a: pytest.fail("computed again"), raising=False)
+    tuner.turn(type("Change", (), dict(owner=tuner.kind)))
+
+
+# the brush
+
+def test_the_brush_takes_what_a_browser_sends(why):
+    brush = Brush(why)
+    cells = np.zeros((64, 160), np.uint8)
+    cells[:32] = 255
+    brush.canvas.grid = memoryview(cells.tobytes())
+    assert brush.mask.shape == why.magnitude.shape and brush.mask[0, :200, :63].min() == 1 and brush.mask[0, 300:].max() == 0
+    assert brush.explanation.kept == pytest.approx(.5, abs=.01)
+    low = torch.stft(brush.explanation.audio[0], 1024, window=torch.hann_window(1024), return_complex=True).abs().square().mean(1)
+    assert low[:250].sum() > 50 * low[270:].sum()   # what is heard is what was painted
+
+
+def test_rectangles_add_and_remove(why):
+    brush = Brush(why)
+    brush.buttons["fill"].click()
+    assert brush.mask.min() == 1
+    brush.when.value, brush.pitch.value = (.5, 1.), (0., 8000.)
+    brush.buttons["remove"].click()
+    assert brush.mask[..., :31].min() == 1 and brush.mask[..., 33:].max() == 0
+
+
+# the explorer
+
+def test_what_can_not_be_done_is_said(lmac, tmp_path):
+    explorer = Explorer(lmac, out=tmp_path)
+    assert explorer.export_button.disabled
+    explorer.picker.selected_index = 1
+    assert "Type the path" in error_of(explorer)
+    explorer.picker.path.value = str(tmp_path/"nothing.wav")
+    assert "nothing.wav" in error_of(explorer)
+    (tmp_path/"text.wav").write_text("no sound")
+    explorer.picker.path.value = str(tmp_path/"text.wav")
+    assert "text.wav" in error_of(explorer)
+    explorer.picker.selected_index, explorer.methods.value = 0, ()
+    assert "Choose a method" in error_of(explorer)
+
+
+def upload(picker, name, content):
+    picker.upload.value = ({"name": name, "type": "audio/wav", "size": len(content), "content": memoryview(content), "last_modified": __import__("datetime").datetime.now()},)
+
+
+def test_uploads_are_explained_and_reports_written(lmac, scene, tmp_path):
+    explorer = Explorer(lmac, out=tmp_path/"new"/"folder")
+    explorer.picker.selected_index = 2
+    upload(explorer.picker, "../odd näme.wav", encode_audio(scene.waveform, 16000))
+    explorer.target.value = explorer.explainer.class_index("rain")
+    explorer.explain_button.click()
+    assert explorer.explanations["lmac"].label == "rain" and "alert" not in explorer.status.value
+    explorer.export_button.click()
+    written = list((tmp_path/"new"/"folder").iterdir())
+    assert len(written) == 1 and (written[0]/"report.html").is_file()
+    upload(explorer.picker, "broken.wav", b"RIFFnothing")
+    assert "broken.wav" in error_of(explorer)
+
+
+def test_clips_of_a_dataset_can_be_picked(lmac, dataset):
+    picker = ClipPicker(dataset)
+    assert len(picker.listed.options) == len(dataset)
+    picker.listed.value = 2
+    taken = picker.take()
+    assert torch.equal(taken["waveform"], dataset.waveforms[2]) and taken["name"].startswith("rain: ")
+
+
+# static forms
+
+@pytest.mark.parametrize("make", [Tuner, Brush])
+def test_every_form_stands_alone(why, make):
+    page = make(why).static()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page) and "audio/flac" in page and "<script" in page
+    assert "<rain>" not in page
+
+
+def test_an_empty_player_has_a_form():
+    assert "lmac-player" in Player().static()
+
+
+@pytest.mark.slow
+def test_quick_enough_to_play_with(lmac):
+    "Half a second from a click to the sound, 0.15 s for a move of a slider, for five seconds of sound; here with room for a busy machine"
+    explorer = Explorer(lmac)
+    explorer.explain_button.click()
+    start = time.perf_counter()
+    explorer.explain_button.click()
+    first = time.perf_counter() - start
+    scene = make_scene({"dog": 0, "rain": -8}, 5.)
+    tuner, moves = Tuner(Question(lmac, scene.waveform, 16000)), []
+    for share in np.linspace(.05, .5, 9):
+        start = time.perf_counter()
+        tuner.share.value = float(share)
+        moves.append(time.perf_counter() - start)
+    print(f"explain {first:.3f} s, move {np.median(moves):.3f} s")
+    assert first < 1. and np.median(moves) < .3
