@@ -143,7 +143,7 @@ def build_study(
             name = token(seed, q.name, condition)
             key[name] = dict(clip=q.name, condition=condition)
             write_atomically(folder/'sounds'/f'{name}.flac', encode_audio(sound, rate, '.flac'))
-        clips[token(seed, q.name)] = dict(reference=token(seed, q.name, REFERENCE), picture=data_uri(spectrogram_png(q.magnitude[0]), 'image/png'), duration_s=q.waveform.shape[-1] / rate, sample_rate=rate)
+        clips[token(seed, q.name)] = dict(reference=token(seed, q.name, REFERENCE), picture=data_uri(spectrogram_png(q.magnitude[0, :, :q.n_frames]), 'image/png'), duration_s=q.waveform.shape[-1] / rate, sample_rate=rate)
     labels = [q.explainer.labels[q.index] for q in questions]
     trials = make_trials([q.name for q in questions], labels, conditions, methods, n_practice, seed)
     plan = dict(title=title, scales=SCALES, pair=PAIR, seed=seed, trials=trials, orders=make_orders(trials, n_slots, seed), clips=clips)
