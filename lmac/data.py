@@ -6,9 +6,9 @@
 __all__ = ['ARCHIVES', 'data_root', 'cache_root', 'audio_files', 'clip_length', 'decode_clip', 'cache_key', 'one_thread',
            'write_cache', 'open_cache', 'explain_write_errors', 'cache_clips', 'check_table', 'ClipDataset',
            'stem_fold', 'folder_table', 'folder_dataset', 'Archive', 'has_dataset', 'by_hand', 'remote_length',
-           'fetch_rest', 'md5sum', 'fetch', 'unpack', 'check_contents', 'install', 'download', 'read_metadata',
-           'official_table', 'find_dataset', 'take_folds', 'esc50', 'urbansound8k', 'snr_db', 'match_length',
-           'mix_at_snr', 'EpochSampler', 'ClipLoader', 'loader']
+           'fetch_rest', 'md5sum', 'fetch', 'safe_members', 'unpack', 'check_contents', 'install', 'download',
+           'read_metadata', 'official_table', 'find_dataset', 'take_folds', 'esc50', 'urbansound8k', 'snr_db',
+           'match_length', 'mix_at_snr', 'EpochSampler', 'ClipLoader', 'loader']
 
 # %% ../nbs/02_data.ipynb #02data002
 import copy, hashlib, json, math, os, shutil, tarfile, zipfile, zlib
@@ -375,6 +375,17 @@ def fetch(
     os.replace(part, path)
 
 # %% ../nbs/02_data.ipynb #02data071
+def safe_members(
+    archive:tarfile.TarFile, # open for reading
+    folder:Path, # where to
+) -> list: # its members
+    "The files and folders of a tar archive; `tarfile.TarError` if one is neither, or would lie outside `folder`"
+    root = Path(folder).resolve()
+    for member in (members := archive.getmembers()):
+        if not (member.isfile() or member.isdir()) or not (root/member.name).resolve().is_relative_to(root):
+            raise tarfile.TarError(f"{member.name!r} is no file or folder inside")
+    return members
+
 def unpack(
     file:Path, # zip or tar archive
     folder:Path, # where to
@@ -384,7 +395,9 @@ def unpack(
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive: archive.extractall(folder)
         else:
-            with tarfile.open(file) as archive: archive.extractall(folder, filter='data')
+            with tarfile.open(file) as archive:
+                if hasattr(tarfile, 'data_filter'): archive.extractall(folder, filter='data')
+                else: archive.extractall(folder, members=safe_members(archive, folder))  # Python before 3.10.12 and 3.11.4
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as e:
         raise ValueError(f"{file} cannot be unpacked ({e})") from e
 
