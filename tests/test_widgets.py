@@ -83,7 +83,7 @@ def test_the_brush_takes_what_a_browser_sends(why):
     brush = Brush(why)
     cells = np.zeros((64, 160), np.uint8)
     cells[:32] = 255
-    brush.canvas.grid = memoryview(cells.tobytes())
+    brush.player.grid = memoryview(cells.tobytes())
     assert brush.mask.shape == why.magnitude.shape and brush.mask[0, :200, :63].min() == 1 and brush.mask[0, 300:].max() == 0
     assert brush.explanation.kept == pytest.approx(.5, abs=.01)
     low = torch.stft(brush.explanation.audio[0], 1024, window=torch.hann_window(1024), return_complex=True).abs().square().mean(1)
@@ -94,7 +94,7 @@ def test_rectangles_add_and_remove(why):
     brush = Brush(why)
     brush.buttons["fill"].click()
     assert brush.mask.min() == 1
-    brush.when.value, brush.pitch.value = (.5, 1.), (0., 8000.)
+    brush.time_s.value, brush.frequency_hz.value = (.5, 1.), (0., 8000.)
     brush.buttons["remove"].click()
     assert brush.mask[..., :31].min() == 1 and brush.mask[..., 33:].max() == 0
 
