@@ -274,7 +274,7 @@ def add_costs(
     name:str, # its name or folder; `lmac-explain` is run with it
 ):
     "Measure time and memory, and put them into a result"
-    result['timing'] |= dict(explainer=time_decoder(explainer), explainer_batch=time_decoder(explainer, n_repeats=10, batch_size=16),
+    result['timing'] |= dict(explainer=time_decoder(explainer, n_repeats=200), explainer_batch=time_decoder(explainer, n_repeats=10, batch_size=16),
                              full_width=time_decoder(full_width()))
     result['memory_mb'] = peak_memory_mb(name)
 

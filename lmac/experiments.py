@@ -315,7 +315,7 @@ def reference_config(
     explainer = changed(explainer, augmentation__targets='decided', augmentation__absent_share=0.)  # the reference can't be asked for others
     classifier = changed(classifier, network__width=2 if quick else 16, network__max_width=2048, stft__hop_length=400)
     if quick: classifier, explainer = (changed(c, training__batch_size=4) for c in (classifier, explainer))
-    return dict(classifier=classifier, explainer=explainer, search_epochs=1)
+    return dict(classifier=classifier, explainer=explainer, search_epochs=1 if quick else 2)
 
 # %% ../nbs/11_experiments.ipynb #11experiments041
 def reference_classifier(

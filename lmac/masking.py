@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOMAINS', 'apply_mask', 'binarize', 'mix_binary', 'total_variation', 'MaskingLoss', 'log_doubt', 'remaining_doubt',
-           'normalized_cross_correlation', 'Guidance']
+           'kept_energy', 'normalized_cross_correlation', 'Guidance']
 
 # %% ../nbs/05_masking.ipynb #05masking002
 import torch
@@ -63,6 +63,7 @@ class MaskingLoss:
         weight_sparsity:float=0.4, # λ_s, on the mean of the mask
         weight_tv:float=0., # λ_tv, on its total variation
         weight_doubt:float=0., # on `remaining_doubt`; not in the paper
+        weight_energy:float=0., # on `kept_energy`; not in the paper
         max_out:float=5., # cross-entropy in nats at which the masked-out term stops paying
         guidance:'Guidance|None'=None, # pull towards the clean input, for fine-tuning; see below
     ): store_attr()
@@ -78,7 +79,7 @@ def per_clip(self:MaskingLoss,
     logits_out:Tensor, # `f((1 − M) ⊙ X)`, `(batch, class)`
     target:Tensor, # `y`, the class decided on the whole input `(batch,)`
     mask:Tensor, # soft masks `M`, `(batch, freq, frame)`
-    magnitude:Tensor=None, # `X`; needed with guidance only
+    magnitude:Tensor=None, # `X`; needed with guidance and `weight_energy` only
     clean:Tensor=None, # magnitude of the clip before anything was mixed in; needed with guidance only
     logits:Tensor=None, # `f(X)`, `(batch, class)`; needed with `weight_doubt` only
     absent:Tensor=None, # True where nothing in the clip speaks for `target`, see below; None: nowhere `(batch,)`
@@ -88,6 +89,7 @@ def per_clip(self:MaskingLoss,
                  masked_out=F.cross_entropy(logits_out, target, reduction='none').clamp(max=self.max_out),
                  sparsity=mask.mean((1, 2)), tv=total_variation(mask))
     if self.weight_doubt: terms['doubt'] = remaining_doubt(logits_in, logits, target)
+    if self.weight_energy: terms['energy'] = kept_energy(mask, magnitude)
     if absent is not None:
         terms['masked_in'] = torch.where(absent, -log_doubt(logits_in, target), terms['masked_in'])
         for k in terms.keys() & {'masked_out', 'doubt'}: terms[k] = torch.where(absent, 0., terms[k])
@@ -96,7 +98,7 @@ def per_clip(self:MaskingLoss,
         if absent is not None: terms['guidance'], guided = torch.where(absent, 0., terms['guidance']), guided & ~absent
         terms |= dict(sparsity=torch.where(guided, 0., terms['sparsity']), guided=guided.float())
     weights = dict(masked_in=self.weight_in, masked_out=-self.weight_out, sparsity=self.weight_sparsity, tv=self.weight_tv,
-                   doubt=self.weight_doubt, guidance=self.guidance.weight if self.guidance else 0.)
+                   doubt=self.weight_doubt, energy=self.weight_energy, guidance=self.guidance.weight if self.guidance else 0.)
     return dict(loss=sum(w * terms[k] for k, w in weights.items() if w), **terms)
 
 # %% ../nbs/05_masking.ipynb #05masking026
@@ -117,7 +119,17 @@ def remaining_doubt(
     if logits is None: raise ValueError("The doubt term needs the logits of the whole input. Found: None.")
     return torch.sigmoid(log_doubt(logits_in, target) - log_doubt(logits, target))
 
-# %% ../nbs/05_masking.ipynb #05masking037
+# %% ../nbs/05_masking.ipynb #05masking029
+def kept_energy(
+    mask:Tensor, # masks in [0, 1] `(batch, freq, frame)`
+    magnitude:Tensor, # `X`, same shape
+) -> Tensor: # `(batch,)` in [0, 1]
+    "Mean of the mask, weighted by the energy of the bins; raises `ValueError` without magnitudes"
+    if magnitude is None: raise ValueError("The price on energy needs the magnitude of the input. Found: None.")
+    energy = magnitude.square()
+    return (mask * energy).sum((1, 2)) / energy.sum((1, 2)).clamp_min(1e-12)
+
+# %% ../nbs/05_masking.ipynb #05masking040
 def normalized_cross_correlation(
     a:Tensor, # spectrograms `(batch, freq, frame)`
     b:Tensor, # spectrograms of the same shape
@@ -125,7 +137,7 @@ def normalized_cross_correlation(
     "Cosine similarity of two spectrograms, clip by clip"
     return F.cosine_similarity(a.flatten(1), b.flatten(1), dim=1, eps=1e-12)
 
-# %% ../nbs/05_masking.ipynb #05masking040
+# %% ../nbs/05_masking.ipynb #05masking043
 class Guidance:
     "Binary cross-entropy between mask and binarised clean spectrogram, for clips whose explanation resembles it"
     def __init__(self,
@@ -135,7 +147,7 @@ class Guidance:
         domain:str='log1p', # the mask's domain
     ): store_attr()
 
-# %% ../nbs/05_masking.ipynb #05masking041
+# %% ../nbs/05_masking.ipynb #05masking044
 @patch
 def target(self:Guidance,
     clean:Tensor, # clean magnitude `(batch, freq, frame)`

@@ -468,9 +468,9 @@ def validate(self:ExplainerTask,
     def of(x): return x.softmax(1).gather(1, decided[:, None])[:, 0]
     for prefix, m in (('', mask), ('binary_', binarize(mask))):
         logits_in, logits_out = self.judge(magnitude, m)
-        found = dict(loss=plain.per_clip(logits_in, logits_out, decided, m, logits=logits.float())['loss'], kept=m.mean((1, 2)))
+        found = dict(loss=plain.per_clip(logits_in, logits_out, decided, m, magnitude, logits=logits.float())['loss'], kept=m.mean((1, 2)))
         p = dict(p=of(logits.float()), p_in=of(logits_in), p_out=of(logits_out), same=(logits_in.argmax(1) == decided).float())
         numbers |= {prefix + k: v for k, v in (found | (self.metrics or (lambda **p: p))(**p)).items()}
     return dict(numbers, loss=(numbers['loss'] + numbers['binary_loss']) / 2)
 
-LOSS_WEIGHTS = ('weight_in', 'weight_out', 'weight_sparsity', 'weight_tv', 'weight_doubt', 'max_out')
+LOSS_WEIGHTS = ('weight_in', 'weight_out', 'weight_sparsity', 'weight_tv', 'weight_doubt', 'weight_energy', 'max_out')

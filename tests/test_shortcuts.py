@@ -138,9 +138,13 @@ def test_quick_run_writes_its_files_and_resumes(tmp_path, monkeypatch):
     assert [facts['artefact'] for facts in first['artefacts']] == ['beep', 'hum']
     rows = pd.read_csv(out.with_suffix('.csv.gz'))
     relying = sum(facts['n_relying'] for facts in first['artefacts'])
-    assert relying > 0 and len(rows) == relying*(len(tiny.methods) + 2) and set(rows.method) == {*tiny.methods, CLEAN, IDEAL}
+    methods = {*tiny.recipes, *tiny.methods, CLEAN, IDEAL}
+    assert relying > 0 and len(rows) == relying*len(methods) and set(rows.method) == methods
+    assert rows[rows.method == 'lmac'].groupby('artefact').suffices.sum().to_dict() == {f['artefact']: f['n_sufficient'] for f in first['artefacts']}
+    assert {row['clips'] for row in first['results']} == {'sufficient', 'necessary'}
     for row in first['results']:
-        part = rows[(rows.method == row['method']) & ((rows.artefact == row['artefact']) | (row['artefact'] == 'all'))][row['measure']]
+        part = rows[rows.suffices] if row['clips'] == 'sufficient' else rows
+        part = part[(part.method == row['method']) & ((part.artefact == row['artefact']) | (row['artefact'] == 'all'))][row['measure']]
         assert row['n'] == len(part) and row['mean'] == pytest.approx(part.mean(), abs=1e-5) and row['low'] <= row['mean'] <= row['high']
 
     monkeypatch.setattr(shortcuts, 'study_shortcut', lambda *args: pytest.fail('studied again'))
@@ -153,7 +157,18 @@ def test_a_killed_run_does_not_train_again(tmp_path, monkeypatch):
     tiny = shortcuts.tiny_setup()
     tiny.classifier, tiny.explainer = dict(epochs=1, batch_size=8), dict(epochs=1, batch_size=8)
     def die(*args, **kwargs): raise KeyboardInterrupt
-    trained = shortcuts.learn_shortcut(tiny, 'beep', tmp_path, progress=False)[0]
+    trained = shortcuts.learn_shortcut(tiny, 'beep', tmp_path, progress=False)[0]['lmac']
     monkeypatch.setattr(shortcuts.Learner, 'one_epoch', die)
-    again = shortcuts.learn_shortcut(tiny, 'beep', tmp_path, progress=False)[0]
+    again = shortcuts.learn_shortcut(tiny, 'beep', tmp_path, progress=False)[0]['lmac']
     for a, b in zip(trained.decoder.state_dict().values(), again.decoder.state_dict().values()): assert torch.equal(a, b)
+
+
+def test_a_clue_suffices_where_it_decides_alone(stft):
+    class Loud(torch.nn.Module):
+        "Decides by how loud a magnitude is: 2 above 1, 1 above a tenth, else 0"
+        def forward(self, magnitude):
+            size = magnitude.amax((1, 2))[:, None]
+            return torch.cat([0*size, (size > .1).float()*2, (size > 1).float()*4], 1)
+    tone = torch.sin(torch.arange(8000)/5)
+    clips, clues = torch.stack([.1*tone, .1*tone, .0001*tone]), torch.stack([.1*tone, .005*tone, .00001*tone])
+    assert shortcuts.suffices(Loud(), stft, clips, clues).tolist() == [True, False, True]

@@ -301,6 +301,20 @@ def test_the_loss_refuses_what_is_absent():
         logit = (logit - gradient).detach().requires_grad_()
     assert logit[0].sigmoid() > .9 and logit[1].sigmoid() < .1
 
+def test_the_price_on_energy_is_paid_by_the_loud():
+    "Gradient descent shuts the loud bins of no use, and leaves the silent ones, which cost nothing, where they began"
+    magnitude = torch.tensor([[[3., 3., .1, 0.]]])
+    logit = torch.zeros(1, 1, 4, requires_grad=True)
+    for _ in range(200):
+        mask = logit.sigmoid()
+        logits_in, logits_out = (torch.stack([8 * m[:, 0, 0] - 4, torch.zeros(1)], 1) for m in (mask, 1 - mask))  # the first bin decides
+        terms = MaskingLoss(weight_sparsity=0., weight_energy=2.)(logits_in, logits_out, torch.zeros(1).long(), mask, magnitude)
+        gradient, = torch.autograd.grad(terms['loss'], logit)
+        logit = (logit - gradient).detach().requires_grad_()
+    needed, useless, faint, silent = logit.sigmoid().flatten().tolist()
+    assert needed > .8 and useless < .1 and abs(faint - .5) < .05 and silent == .5
+    assert terms['energy'].item() == pytest.approx((9 * needed + 9 * useless + .01 * faint) / 18.01, abs=.01)
+
 def test_who_is_not_told_the_class_cannot_be_asked_for_it():
     task = explainer_task()
     plain = MaskDecoder.for_classifier(task.classifier, task.stft, n_classes=None)
