@@ -120,7 +120,7 @@ def figure_html(
     return (f'<figure class="lmac-player" data-duration="{duration_s}" data-rate="{sample_rate}"><figcaption class="lmac-title">{escape(title)}</figcaption>'
             f'<div class="lmac-stage"><div class="lmac-hz" aria-hidden="true">{hz}</div><div class="lmac-view"><div class="lmac-picture">{layers}</div></div>'
             f'<div class="lmac-s" aria-hidden="true">{s}</div></div><div class="lmac-sounds" role="group" aria-label="Sound"></div>'
-            f'<div class="lmac-tools"></div><div class="lmac-plain">{plain}</div><p class="lmac-says">{escape(says)}</p></figure>')
+            f'<div class="lmac-tools"></div><div class="lmac-plain">{plain}</div><p class="lmac-says" aria-live="polite">{escape(says)}</p></figure>')
 
 def player_html(
     *args, # as for `figure_html`

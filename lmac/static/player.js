@@ -6,7 +6,7 @@
 function lmacPlayer(figure) {
   if (figure.lmac) return figure.lmac
   const $ = (selector) => figure.querySelector(selector)
-  const view = $('.lmac-view'), buttons = $('.lmac-sounds'), tools = $('.lmac-tools'), says = $('.lmac-says')
+  const view = $('.lmac-view'), buttons = $('.lmac-sounds'), tools = $('.lmac-tools')
   const FADE = 0.008                                        // seconds, against clicks
   let context, buffers = [], nodes = [], names = [], levels = []
   let current = 0, playing = false, startedAt = 0, offset = 0, loop = null, matched = true, ready = null, frame = 0
@@ -234,7 +234,6 @@ function lmacPlayer(figure) {
 
   figure.classList.add('lmac-ready')
   setOpacity(0.7)
-  if (says) says.setAttribute('aria-live', 'polite')
   adopt()
   return (figure.lmac = {
     play, pause, seek, choose, match, setLoop, setOpacity, update, decode, wav, position,
