@@ -1,20 +1,26 @@
 // The player in a notebook with a kernel, for anywidget: the kernel sends markup, the page sends what the listener does.
 function lmacWidget({ model, el }) {
-  el.innerHTML = model.get('html')
-  const player = lmacPlayer(el.querySelector('.lmac-player'))
-  player.choose(model.get('sound'))
-  const tell = (key, value) => { model.set(key, value); model.save_changes() }
+  let player = null, brush = null
+  function begin() {                                        // the first markup may come later than the widget is shown
+    el.innerHTML = model.get('html')
+    const figure = el.querySelector('.lmac-player')
+    if (!figure) return
+    player = lmacPlayer(figure)
+    player.choose(model.get('sound'))
+    player.setOpacity(model.get('opacity'))
+    if (model.get('brush')) brush = lmacBrush(figure, model)
+  }
   const listeners = {
-    'change:html': () => player.update(model.get('html')),
-    'change:sound': () => { if (player.state.current !== model.get('sound')) player.choose(model.get('sound')) },
-    'change:opacity': () => player.setOpacity(model.get('opacity')),
+    'change:html': () => (player ? player.update(model.get('html')) : begin()),
+    'change:sound': () => { if (player && player.state.current !== model.get('sound')) player.choose(model.get('sound')) },
+    'change:opacity': () => player?.setOpacity(model.get('opacity')),
   }
   for (const [event, act] of Object.entries(listeners)) model.on(event, act)
-  el.addEventListener('lmac-sound', (e) => { if (model.get('sound') !== e.detail) tell('sound', e.detail) })
-  const brush = model.get('brush') ? lmacBrush(el.querySelector('.lmac-player'), model) : null
+  el.addEventListener('lmac-sound', (e) => { if (model.get('sound') !== e.detail) { model.set('sound', e.detail); model.save_changes() } })
+  begin()
   return () => {
-    player.pause()
-    for (const event of Object.keys(listeners)) model.off(event)
+    player?.pause()
+    for (const [event, act] of Object.entries(listeners)) model.off(event, act)
     brush?.()
   }
 }
@@ -31,7 +37,7 @@ function lmacBrush(figure, model) {
   function draw() {                                         // the kernel's grid, row 0 is the lowest frequency
     const grid = model.get('grid'), picture = ink.createImageData(columns, rows)
     const values = new Uint8Array(grid.buffer ?? grid, grid.byteOffset ?? 0, rows * columns)
-    for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) if (values[r * columns + c]) picture.data.set([80, 220, 255, 150], 4 * ((rows - 1 - r) * columns + c))
+    for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) if (values[r * columns + c]) picture.data.set([80, 220, 255, 255], 4 * ((rows - 1 - r) * columns + c))
     ink.putImageData(picture, 0, 0)
   }
   const at = (e) => {
@@ -40,7 +46,7 @@ function lmacBrush(figure, model) {
   }
   function stroke(to) {
     ink.globalCompositeOperation = model.get('erase') ? 'destination-out' : 'source-over'
-    ink.strokeStyle = ink.fillStyle = 'rgb(80 220 255 / 0.6)'
+    ink.strokeStyle = 'rgb(80 220 255)'                     // opaque, so that one stroke paints or erases; the canvas is not
     ink.lineWidth = model.get('pen')
     ink.lineCap = 'round'
     ink.beginPath()
@@ -51,7 +57,7 @@ function lmacBrush(figure, model) {
   }
   function send() {
     const pixels = ink.getImageData(0, 0, columns, rows).data, grid = new Uint8Array(rows * columns)
-    for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) grid[r * columns + c] = pixels[4 * ((rows - 1 - r) * columns + c) + 3] > 60 ? 255 : 0
+    for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) grid[r * columns + c] = pixels[4 * ((rows - 1 - r) * columns + c) + 3] > 127 ? 255 : 0
     model.set('grid', new DataView(grid.buffer))
     model.save_changes()
   }
@@ -61,7 +67,7 @@ function lmacBrush(figure, model) {
   const mode = () => { if (model.get('painting')) figure.dataset.brush = 'on'; else delete figure.dataset.brush }
   view.addEventListener('pointerdown', down)
   view.addEventListener('pointermove', move)
-  view.addEventListener('pointerup', up)
+  for (const end of ['pointerup', 'pointercancel']) view.addEventListener(end, up)
   model.on('change:grid', draw)
   model.on('change:painting', mode)
   mode()
