@@ -718,5 +718,11 @@ d = { 'settings': { 'branch': 'main',
                               'lmac.widgets.Tuner': ('widgets.html#tuner', 'lmac/widgets.py'),
                               'lmac.widgets.Tuner.__init__': ('widgets.html#tuner.__init__', 'lmac/widgets.py'),
                               'lmac.widgets.Tuner.turn': ('widgets.html#tuner.turn', 'lmac/widgets.py'),
+                              'lmac.widgets.bars_html': ('widgets.html#bars_html', 'lmac/widgets.py'),
                               'lmac.widgets.curves_png': ('widgets.html#curves_png', 'lmac/widgets.py'),
-                              'lmac.widgets.scores_html': ('widgets.html#scores_html', 'lmac/widgets.py')}}}
+                              'lmac.widgets.run_widgets': ('widgets.html#run_widgets', 'lmac/widgets.py'),
+                              'lmac.widgets.scores_html': ('widgets.html#scores_html', 'lmac/widgets.py'),
+                              'lmac.widgets.seconds_of': ('widgets.html#seconds_of', 'lmac/widgets.py'),
+                              'lmac.widgets.summarize_latencies': ('widgets.html#summarize_latencies', 'lmac/widgets.py'),
+                              'lmac.widgets.time_explorer': ('widgets.html#time_explorer', 'lmac/widgets.py'),
+                              'lmac.widgets.time_moves': ('widgets.html#time_moves', 'lmac/widgets.py')}}}

@@ -201,7 +201,7 @@ def compare_methods(lmac, dataset, folds, out, methods, conditions, seeds, quick
 
 # %% ../nbs/14_cli.ipynb #14cli026
 EXPERIMENTS = dict(cascade='sanity', roar='sanity', stability='sanity', labels='sanity', absent='sanity', shortcuts='shortcuts',
-                   reference='experiments', tradeoff='experiments', ablation='experiments')
+                   reference='experiments', tradeoff='experiments', ablation='experiments', widgets='widgets')
 
 @call_parse
 def lmac_experiment(

@@ -1,14 +1,16 @@
 """Widgets without a browser: controls are moved by program, and what is heard, scored and said is looked at."""
+import json
 import re
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from lmac.audio import encode_audio, make_scene
 from lmac.explain import LMAC
-from lmac.widgets import Brush, ClipPicker, Explorer, Player, Question, Tuner
+from lmac.widgets import BARS_S, Brush, ClipPicker, Explorer, Player, Question, Tuner, run_widgets, summarize_latencies, time_moves
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,24 @@ def test_what_can_not_be_done_is_said(lmac, tmp_path):
     assert "Choose a method" in error_of(explorer)
 
 
+def test_what_was_explained_outlasts_an_error(lmac, tmp_path):
+    explorer = Explorer(lmac, out=tmp_path)
+    explorer.explain_button.click()
+    before, explorer.methods.value = explorer.explanations, ()
+    assert "Choose a method" in error_of(explorer) and explorer.explanations is before and before
+    explorer.export_button.click()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_class_decided_can_be_chosen_again(lmac):
+    explorer = Explorer(lmac)
+    explorer.target.index = 3
+    explorer.target.index = 0   # as a browser does; None as an option's value would be taken for no choice at all
+    assert explorer.target.index == 0 and explorer.target.label == "the one decided"
+    explorer.explain_button.click()
+    assert explorer.explanations["lmac"].label == explorer.explanations["lmac"].decided
+
+
 def upload(picker, name, content):
     picker.upload.value = ({"name": name, "type": "audio/wav", "size": len(content), "content": memoryview(content), "last_modified": __import__("datetime").datetime.now()},)
 
@@ -152,6 +172,37 @@ def test_every_form_stands_alone(why, make):
 
 def test_an_empty_player_has_a_form():
     assert "lmac-player" in Player().static()
+
+
+# latencies
+
+def test_a_summary_of_times():
+    rows = pd.DataFrame([dict(control="explain", methods=m, clip=i, seconds=s) for m, times in dict(lmac=(.1, .2, .3), other=(.2, .4, 9.)).items() for i, s in enumerate(times)])
+    first, other = summarize_latencies(rows)
+    assert first == dict(control="explain", methods="lmac", n=3, median_s=.2, p95_s=pytest.approx(.29), bar_s=BARS_S["explain"], within=1)
+    assert other["median_s"] == .4 and other["within"] == pytest.approx(2 / 3)
+
+
+def test_every_move_makes_a_new_sound(why, monkeypatch):
+    made = []
+    answer = Question.answer
+    monkeypatch.setattr(Question, "answer", lambda self, *args: made.append(answer(self, *args)) or made[-1])
+    rows = time_moves(why, 7, [.105, .505, .205])
+    assert [r["control"] for r in rows] == [c for c in ("threshold", "share", "brush") for _ in range(3)] and {r["clip"] for r in rows} == {7}
+    assert len(made) == 2 + 9 and all(r["seconds"] > .001 for r in rows)   # two forms begin with a sound of their own
+
+
+@pytest.mark.slow
+def test_a_quick_run_writes_its_files(tmp_path):
+    result = run_widgets(tmp_path/"new"/"widgets.json", quick=True, progress=False, runs=tmp_path/"runs")
+    assert sorted(p.name for p in (tmp_path/"new").iterdir()) == ["widgets.csv.gz", "widgets.json"] and not (tmp_path/"runs").exists()
+    assert json.loads((tmp_path/"new"/"widgets.json").read_text()) == result
+    assert [(r["control"], r["methods"], r["n"]) for r in result["results"]] == [
+        ("explain", "lmac", 3), ("explain", "lmac + gradcam", 3), ("explain", "lmac + energy", 3), ("threshold", "lmac", 9), ("share", "lmac", 9), ("brush", "lmac", 9)]
+    table = pd.read_csv(tmp_path/"new"/"widgets.csv.gz")
+    assert table.seconds.sum() < result["seconds"] and (table.seconds > 0).all() and table["clip"].nunique() == 3
+    assert result["provenance"]["dataset"] == dict(name="scenes", folds=[5], n_clips=3) and result["settings"] == dict(quick=True, n_moves=3, duration_s=5.)
+    with pytest.raises(ValueError, match="must end in .json"): run_widgets(tmp_path/"widgets.csv", quick=True)
 
 
 @pytest.mark.slow
