@@ -1,0 +1,478 @@
+"""JupyterLab runs notebook 12 in a browser: each control is operated by hand, and its effect on samples and scores is read back from the kernel."""
+import ast
+import itertools
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from jupyter_client import BlockingKernelClient
+from playwright import sync_api as playwright
+from test_browser import CHROMIUM, FLAGS, RATE
+
+from lmac.audio import make_scene, save_audio
+
+pytestmark = pytest.mark.slow
+
+NOTEBOOK = Path(__file__).resolve().parent.parent/"nbs"/"12_widgets.ipynb"
+QUIET = {"@jupyterlab/apputils-extension:notification": dict(fetchNews="false", checkForUpdates=False),
+         "@jupyterlab/notebook-extension:tracker": dict(windowingMode="none")}   # all cells are in the page, even those out of sight
+LIVE = """waiting = Monitor(lmac, scene.waveform, 16000, scene.sources)
+task = ExplainerTask(lmac.classifier, MaskDecoder.for_classifier(lmac.classifier, lmac.stft, channels=8), lmac.stft, domain=lmac.domain, targets='likely', metrics=probabilities_metrics)
+learner = Learner(task, loader(Clips(), 8), loader(Clips(), 8), epochs=3, lr=2e-3, callbacks=[waiting])
+waiting"""   # shown first, trained when a test says so
+TONE_HZ, TIMEOUT_S, TOKEN = 440., 40, secrets.token_hex(16)
+
+
+def api(lab, what, content=None):
+    "Ask JupyterLab's server something, or post something to it"
+    request = urllib.request.Request(f"{lab[0]}/api/{what}", content and json.dumps(content).encode(), dict(Authorization=f"token {TOKEN}"))
+    with urllib.request.urlopen(request) as reply: return json.loads(reply.read())
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "JupyterLab with notebook 12, without its outputs, and a training to be watched; its address and its folder"
+    folder, address = tmp_path_factory.mktemp("lab"), f"http://127.0.0.1:{(port := free_port())}"
+    nb = nbformat.read(NOTEBOOK, 4)
+    nb.cells.append(nbformat.v4.new_code_cell(LIVE))
+    for cell in nb.cells:
+        if cell.cell_type == "code": cell.outputs, cell.execution_count = [], None
+    (folder/"work").mkdir()
+    nbformat.write(nb, folder/"work"/"widgets.ipynb")
+    (folder/"config"/"labconfig").mkdir(parents=True)
+    (folder/"config"/"labconfig"/"default_setting_overrides.json").write_text(json.dumps(QUIET))
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
+               "--LabApp.extension_manager=readonly", f"--ServerApp.root_dir={folder/'work'}"]
+    env = dict(os.environ, JUPYTER_CONFIG_DIR=str(folder/"config"), JUPYTER_DATA_DIR=str(folder/"data"), JUPYTER_RUNTIME_DIR=str(folder/"runtime"),
+               JUPYTERLAB_SETTINGS_DIR=str(folder/"settings"), JUPYTERLAB_WORKSPACES_DIR=str(folder/"workspaces"))
+    with open(folder/"log.txt", "w") as log: server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        wait(lambda: api((address, folder), "status"), log=folder/"log.txt")
+        yield address, folder
+    finally:
+        server.terminate()   # and its kernels with it
+        server.wait(TIMEOUT_S)
+
+
+def wait(ask, expected=bool, log=None, timeout=TIMEOUT_S):
+    "What `ask` returns, once it is as expected"
+    end, found = time.monotonic() + timeout, None
+    while time.monotonic() < end:
+        try:
+            if expected(found := ask()): return found
+        except OSError as e: found = e
+        time.sleep(.05)
+    pytest.fail(f"It never came to that. Last: {found}\n{log.read_text()[-2000:] if log else ''}")
+
+
+@pytest.fixture(scope="module")
+def tone(tmp_path_factory):
+    "What the microphone hears"
+    file = tmp_path_factory.mktemp("tone")/"tone.wav"
+    save_audio(file, .5 * torch.sin(2 * torch.pi * TONE_HZ * torch.arange(48000 * 20) / 48000)[None], 48000)
+    return file
+
+
+@pytest.fixture(scope="module")
+def page(lab, tone):
+    "Notebook 12 in JupyterLab, all of its cells run"
+    if CHROMIUM is None: pytest.fail("These tests need Chromium: apt install chromium, or another that is called so on the PATH.")
+    microphone = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", f"--use-file-for-fake-audio-capture={tone}"]
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS + microphone)
+        page = browser.new_page(viewport=dict(width=1300, height=1000))
+        page.set_default_timeout(1000 * TIMEOUT_S)
+        complaints = []
+        page.on("pageerror", lambda e: complaints.append(str(e)))
+        api(lab, "sessions", dict(path="widgets.ipynb", name="", type="notebook", kernel=dict(name="python3")))   # JupyterLab asks which kernel if cells are run before it has one
+        page.goto(f"{lab[0]}/lab/tree/widgets.ipynb?reset&token={TOKEN}")
+        page.get_by_text(re.compile(r"\| Idle")).wait_for()
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        def left(): return page.evaluate("[...document.querySelectorAll('.jp-CodeCell')].filter(c => c.querySelector('.cm-content').innerText.trim() && !/\\d/.test(c.querySelector('.jp-InputPrompt').textContent)).map(c => c.innerText)")
+        wait(lambda: page.locator(".jp-OutputArea-output[data-mime-type*=error]").all_inner_texts() or left(), lambda found: found == [] or "Traceback" in str(found), timeout=3 * TIMEOUT_S)
+        yield page
+        browser.close()
+        assert not complaints, complaints
+
+
+@pytest.fixture(scope="module")
+def ask(page, lab):
+    "The value of an expression in the kernel that the page talks to; what the page has sent may still be under way, in a thread of its own"
+    client = BlockingKernelClient(connection_file=str(lab[1]/"runtime"/f"kernel-{api(lab, 'sessions')[0]['kernel']['id']}.json"))
+    client.load_connection_file()
+    client.start_channels()
+
+    def value(expression):
+        message = client.execute("import json", silent=True, user_expressions=dict(x=f"json.dumps({expression})"))
+        while (reply := client.get_shell_msg(timeout=TIMEOUT_S))["parent_header"].get("msg_id") != message: pass
+        found = reply["content"]["user_expressions"]["x"]
+        assert found["status"] == "ok", found
+        return json.loads(ast.literal_eval(found["data"]["text/plain"]))
+    yield value
+    client.stop_channels()
+
+
+@pytest.fixture(scope="module")
+def cell(page):
+    "The output of the cell that begins so"
+    def find(begin):
+        sources = [c.source for c in nbformat.read(NOTEBOOK, 4).cells] + [LIVE]
+        found = page.locator(".jp-Notebook .jp-Cell").nth(next(i for i, s in enumerate(sources) if s.startswith(begin))).locator(".jp-Cell-outputArea")
+        found.locator(".jupyter-widgets, .lmac-player").first.wait_for()
+        found.scroll_into_view_if_needed()
+        return found
+    return find
+
+
+@pytest.fixture(scope="module")
+def tuner(cell): return cell("tuner = Tuner")
+
+
+@pytest.fixture(scope="module")
+def brush(cell): return cell("brush = Brush")
+
+
+@pytest.fixture(scope="module")
+def explorer(cell): return cell("explorer = Explorer")
+
+
+def state(player): return player.evaluate("e => e.lmac.state")
+
+
+def hears(player, ask, name):
+    "The page's sounds of an explanation become the very samples that the kernel has; the table of scores becomes that of the kernel"
+    def difference():
+        page = player.evaluate("async e => { await e.lmac.decode(); return e.lmac.buffers.slice(0, 3).map((b) => Array.from(b.getChannelData(0))) }")
+        return max(np.abs(np.array(a) - np.clip(b, -1, 1)).max() if len(a) == len(b) else 9 for a, b in zip(page, ask(f"[x[0].tolist() for x in ({name}.waveform, {name}.audio, {name}.residual)]")))
+    wait(difference, lambda d: d < 2**-13)
+
+
+def scored(form, ask, name, row=0):
+    "What the table says is what the classifier says to the parts that are heard"
+    numbers = f"{name}.probability, {name}.probability_masked_in, lmac.classify({name}.audio, 16000)[0, {name}.class_index].item(), {name}.probability_masked_out, {name}.kept"
+    def both(): return form.locator("table.lmac-scores tbody tr").nth(row).locator("td").all_inner_texts()[1:], [f"{x:.{d}}" for x, d in zip(ask(f"[{numbers}]"), ["3f"] * 4 + ["1%"])]
+    wait(both, lambda found: found[0] == found[1])
+
+
+def handle(form, name, which=0):
+    "A handle of a slider with this label"
+    return form.locator(".widget-slider", has=form.page.get_by_text(name, exact=True)).get_by_role("slider").nth(which)
+
+
+def press(handle, key, times=1):
+    handle.focus()
+    for _ in range(times): handle.press(key)
+
+
+def click(form, name): form.get_by_role("button", name=name, exact=True).click()
+
+
+# the notebook
+
+def test_the_notebook_runs_without_an_error(page, ask):
+    assert page.locator(".jp-OutputArea-output[data-mime-type*=error], .jp-OutputArea-output[data-mime-type*=stderr]").all_inner_texts() == []
+    assert page.locator(".jp-OutputArea").get_by_text("Error displaying widget").count() == page.get_by_text("Error creating widget").count() == 0
+    assert ask("sorted(monitor.samples)") == [1, 2, 3]
+
+
+# the tuner
+
+def test_the_kinds_of_mask(tuner, ask):
+    sounds = {}
+    for kind in ("soft", "threshold", "share"):
+        click(tuner, kind)
+        wait(lambda: ask("[tuner.at[0], len(tuner.explanation.mask.unique()) > 2, f'>{tuner.at[0]}<' in tuner.scores.value]"), lambda s: s == [kind, kind == "soft", True])
+        hears(tuner.locator(".lmac-player"), ask, "tuner.explanation")
+        scored(tuner, ask, "tuner.explanation")
+        sounds[kind] = ask("tuner.explanation.audio[0, ::10].tolist()")
+    assert len({str(x) for x in sounds.values()}) == 3
+
+
+@pytest.mark.parametrize("name, key", [("threshold", "ArrowUp"), ("share", "ArrowUp"), ("threshold", "ArrowDown")])
+def test_a_slider_changes_the_sound_and_the_scores(tuner, ask, name, key):
+    value, kept = ask(f"tuner.{name}.value"), ask("tuner.explanation.kept")
+    press(handle(tuner, name), key, 7)
+    moved = value + (.07 if key == "ArrowUp" else -.07)
+    wait(lambda: ask(f"[tuner.{name}.value, tuner.kind.value]"), lambda s: s == [pytest.approx(moved), name])
+    if name == "share": wait(lambda: ask("tuner.explanation.kept"), lambda k: k == pytest.approx(moved, abs=1e-3))
+    else: wait(lambda: ask("torch.equal(tuner.explanation.mask, binarize(tuner.mask, tuner.threshold.value)[0])"))
+    assert ask("tuner.explanation.kept") != kept
+    hears(tuner.locator(".lmac-player"), ask, "tuner.explanation")
+    scored(tuner, ask, "tuner.explanation")
+
+
+def test_a_slider_is_dragged_while_it_plays(page, tuner, ask):
+    player = tuner.locator(".lmac-player")
+    click(tuner, "Play")
+    wait(lambda: state(player)["position"], lambda t: t > .1)
+    box = handle(tuner, "share").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for k in range(8): page.mouse.move(x + 8 * k, y)
+    page.mouse.up()
+    shown = float(tuner.locator(".widget-slider").nth(1).locator(".widget-readout").inner_text())
+    wait(lambda: ask("[tuner.share.value, tuner.explanation.kept]"), lambda v: v == [pytest.approx(shown), pytest.approx(shown, abs=1e-3)])
+    hears(player, ask, "tuner.explanation")
+    scored(tuner, ask, "tuner.explanation")
+    player.evaluate("e => e.lmac.pause()")
+
+
+# the player
+
+def test_the_choice_of_a_sound_reaches_the_kernel_and_back(tuner, ask):
+    player = tuner.locator(".lmac-player")
+    for k, name in enumerate(["Input", "Explanation", "Residual", "Dog alone", "Rain alone"]):
+        click(player, name)
+        wait(lambda: ask("tuner.player.sound"), lambda found: found == k)
+        assert state(player)["name"] == name and player.locator("[aria-pressed=true]").inner_text() == name
+    ask("setattr(tuner.player, 'sound', 1)")
+    wait(lambda: state(player)["current"], lambda found: found == 1)
+    sources = player.evaluate("async e => { await e.lmac.decode(); return e.lmac.buffers.slice(3).map((b) => Array.from(b.getChannelData(0))) }")
+    for name, found in zip(("dog", "rain"), sources): np.testing.assert_allclose(found, ask(f"scene.sources['{name}'][0].tolist()"), atol=2**-13)
+
+
+def test_loudness_seeking_and_loops(page, tuner):
+    player = tuner.locator(".lmac-player")
+    click(player, "Rain alone")
+    raised = state(player)["level"]
+    player.get_by_label("same loudness").uncheck()
+    assert state(player)["level"] == 1 != raised
+    player.get_by_label("same loudness").check()
+    assert state(player)["level"] == raised == pytest.approx(float(player.locator("audio").nth(4).get_attribute("data-gain")))
+    view = player.locator(".lmac-view")
+    view.scroll_into_view_if_needed()
+    box = view.bounding_box()
+    def x(share): return box["x"] + share * box["width"]
+    y = box["y"] + box["height"] / 2
+    page.mouse.click(x(.5), y)
+    assert state(player)["position"] == pytest.approx(.75, abs=.02)
+    page.mouse.move(x(.2), y)
+    page.mouse.down()
+    page.mouse.move(x(.4), y, steps=4)
+    page.mouse.up()
+    assert state(player)["loop"] == pytest.approx([.3, .6], abs=.02)
+    click(player, "Play")
+    passed = [wait(lambda: state(player))["position"] for _ in range(30)]
+    assert state(player)["playing"] and .28 <= min(passed) and max(passed) <= .62
+    click(player, "Pause")
+    click(player, "End loop")
+    assert state(player)["loop"] is None and not state(player)["playing"]
+
+
+def test_the_shade_and_the_download(page, tuner, ask, tmp_path):
+    import soundfile as sf
+    player = tuner.locator(".lmac-player")
+    player.get_by_label("mask").fill("0.3")
+    assert player.locator(".lmac-mask").evaluate("e => e.style.opacity") == "0.3"
+    click(player, "Explanation")
+    player.get_by_label("same loudness").uncheck()
+    with page.expect_download() as info: click(player, "Download")
+    info.value.save_as(tmp_path/"x.wav")
+    found, rate = sf.read(tmp_path/"x.wav", dtype="float32")
+    assert rate == RATE
+    np.testing.assert_allclose(found, ask("tuner.explanation.audio[0].tolist()"), atol=2**-13)
+    player.get_by_label("same loudness").check()
+
+
+# the brush
+
+def draw(brush, y, x0=.1, x1=.6):
+    "A horizontal line, in shares of the picture"
+    view, mouse = brush.locator(".lmac-view"), brush.page.mouse
+    view.scroll_into_view_if_needed()
+    box = view.bounding_box()
+    mouse.move(box["x"] + x0 * box["width"], box["y"] + y * box["height"])
+    mouse.down()
+    mouse.move(box["x"] + x1 * box["width"], box["y"] + y * box["height"], steps=12)
+    mouse.up()
+
+
+def judged(brush, ask):
+    "What is painted in the kernel is what is drawn, heard and scored"
+    wait(lambda: ask("torch.equal(brush.explanation.mask, brush.mask[0])"))
+    drawn = brush.locator("canvas").evaluate("c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((x, i) => i % 4 == 3))")
+    assert brush.locator("canvas").bounding_box() == brush.locator(".lmac-view").bounding_box()
+    assert np.array_equal(np.array(drawn).reshape(64, 160)[::-1] > 127, ask("brush.player.cells.tolist()"))
+    hears(brush.locator(".lmac-player"), ask, "brush.explanation")
+    scored(brush, ask, "brush.explanation")
+
+
+def test_painting_erasing_and_the_width_of_the_pen(brush, ask):
+    click(brush, "clear")
+    wait(lambda: ask("brush.explanation.kept"), lambda k: k == 0)
+    assert not ask("brush.explanation.audio.any().item()")
+    click(brush, "paint")
+    wait(lambda: ask("[brush.player.painting, brush.player.erase]"), lambda s: s == [True, False])
+    draw(brush, .8)
+    thin = wait(lambda: ask("brush.explanation.kept"), lambda k: k > .02)
+    assert thin < .09 and ask("brush.player.cells[:6].any().item() or brush.player.cells[24:].any().item()") is False   # a fifth from below
+    judged(brush, ask)
+    low = ask("torch.stft(brush.explanation.audio[0], 1024, window=torch.hann_window(1024), return_complex=True).abs().square().mean(1).tolist()")
+    assert sum(low[50:160]) > 10 * (sum(low[:20]) + sum(low[230:]))   # 1.6 kHz in the middle
+
+    press(handle(brush, "pen"), "PageUp", 3)
+    wide = wait(lambda: ask("brush.pen.value"), lambda w: w > 8)
+    draw(brush, .3)
+    more = wait(lambda: ask("brush.explanation.kept"), lambda k: k > thin)
+    assert more - thin > .8 * thin * wide / 6
+    judged(brush, ask)
+
+    click(brush, "erase")
+    wait(lambda: ask("brush.player.erase"))
+    draw(brush, .3, 0, 1)
+    wait(lambda: ask("brush.explanation.kept"), lambda k: k < more)
+    assert ask("brush.explanation.kept") == pytest.approx(thin, abs=.005)
+    judged(brush, ask)
+
+
+def test_the_pointer_seeks_again_when_it_listens(brush, ask):
+    before = ask("brush.player.cells.tolist()")
+    click(brush, "listen")
+    wait(lambda: ask("brush.player.painting"), lambda p: not p)
+    box = brush.locator(".lmac-view").bounding_box()
+    brush.page.mouse.click(box["x"] + .25 * box["width"], box["y"] + 20)
+    assert state(brush.locator(".lmac-player"))["position"] == pytest.approx(.375, abs=.02) and ask("brush.player.cells.tolist()") == before
+
+
+def test_rectangles_fill_clear_and_start(brush, ask):
+    click(brush, "fill")
+    wait(lambda: ask("brush.explanation.kept"), lambda k: k == 1)
+    assert ask("(brush.explanation.audio - brush.explanation.waveform).abs().max().item()") < 1e-3
+    judged(brush, ask)
+    click(brush, "clear")
+    for name, which, key in (("from–to s", 0, "ArrowUp"), ("from–to s", 1, "ArrowDown"), ("from–to Hz", 1, "ArrowDown")): press(handle(brush, name, which), key, 4)
+    (t0, t1), (f0, f1) = wait(lambda: ask("[brush.time_s.value, brush.frequency_hz.value]"), lambda v: v[0][0] > 0 and v[0][1] < 1.5 and v[1][1] < 8000)
+    click(brush, "add")
+    share = (t1 - t0) / 1.5 * (f1 - f0) / 8000
+    wait(lambda: ask("brush.explanation.kept"), lambda k: k == pytest.approx(share, abs=.02))
+    judged(brush, ask)
+    click(brush, "remove")
+    wait(lambda: ask("brush.explanation.kept"), lambda k: k == 0)
+    click(brush, "start from L-MAC")
+    wait(lambda: ask("brush.explanation.kept"), lambda k: k > 0)
+    assert ask("brush.explanation.probability_heard") > .5
+    judged(brush, ask)
+
+
+# the explorer
+
+def tab(explorer, name): explorer.get_by_role("tab", name=name, exact=True).click()
+
+
+def explain(explorer, ask, expected, methods=("lmac",)):
+    "Press the button; the players and the table are those of the explanations of this name"
+    before = ask("id(getattr(explorer, 'question', None))")
+    click(explorer, "Explain")
+    wait(lambda: ask("id(explorer.question)"), lambda i: i != before)
+    said = wait(lambda: explorer.locator("p[role=status]").all_inner_texts(), lambda s: s and s[0].startswith(expected))
+    assert ask("list(explorer.explanations)") == list(methods)
+    explorer.locator(".lmac-player.lmac-ready").nth(len(methods) - 1).wait_for()
+    assert explorer.locator(".lmac-player").count() == len(methods)
+    for k, name in enumerate(methods):
+        hears(explorer.locator(".lmac-player").nth(k), ask, f"explorer.explanations['{name}']")
+        scored(explorer, ask, f"explorer.explanations['{name}']", k)
+    return float(re.search(r"([\d.]+) s$", said[0])[1])
+
+
+def test_clips_classes_and_methods_are_chosen(explorer, ask):
+    tab(explorer, "Clips")
+    explorer.get_by_label("clip", exact=True).select_option("siren")
+    explorer.get_by_label("methods").select_option(["lmac", "saliency"])
+    seconds = explain(explorer, ask, "siren and rain", ["lmac", "saliency"])
+    assert ask("[explorer.question.name, explorer.explanations['lmac'].label == explorer.explanations['lmac'].decided]") == ["siren and rain", True] and seconds < 5
+    assert not ask("torch.equal(explorer.explanations['lmac'].audio, explorer.explanations['saliency'].audio)")
+    explorer.get_by_label("class", exact=True).select_option("rain")
+    explorer.get_by_label("methods").select_option(["saliency"])
+    explain(explorer, ask, "siren and rain", ["saliency"])
+    assert ask("explorer.explanations['saliency'].label") == explorer.get_by_label("class", exact=True).evaluate("e => e.selectedOptions[0].text") == "rain"
+
+
+def test_the_bars_are_the_likeliest_classes(explorer, ask):
+    rows = explorer.get_by_label("Likeliest classes").locator("tr")
+    ranked = ask("[[k, v] for k, v in explorer.explanations['saliency'].summary()['probabilities'].items()][:5]")
+    assert rows.locator("th").all_inner_texts() == [k for k, _ in ranked]
+    assert rows.locator("td:last-child").all_inner_texts() == [f"{v:.3f}" for _, v in ranked]
+    assert [m.evaluate("e => e.value") for m in rows.locator("meter").all()] == pytest.approx([v for _, v in ranked], abs=1e-4)
+
+
+def test_a_file_and_an_upload(explorer, ask, tmp_path):
+    for name in ("dog", "rooster"): save_audio(tmp_path/f"{name}.wav", make_scene({name: 0}, 2., seed=3).waveform, RATE)
+    explorer.get_by_label("class", exact=True).select_option("the one decided")
+    wait(lambda: ask("explorer.target.value"), lambda v: v == -1)
+    explorer.get_by_label("methods").select_option(["lmac"])
+    tab(explorer, "File")
+    explorer.get_by_label("file", exact=True).fill(str(tmp_path/"nothing.wav"))
+    click(explorer, "Explain")
+    explorer.get_by_role("alert").get_by_text("nothing.wav").wait_for()
+    explorer.get_by_label("file", exact=True).fill(str(tmp_path/"dog.wav"))
+    explain(explorer, ask, "dog.wav")
+    assert ask("[explorer.explanations['lmac'].duration_s, explorer.explanations['lmac'].label == explorer.explanations['lmac'].decided]") == [2, True]
+    assert explorer.get_by_label("class", exact=True).evaluate("e => e.selectedIndex") == 0   # it still says so
+    tab(explorer, "Upload")
+    with explorer.page.expect_file_chooser() as info: explorer.get_by_role("button", name=re.compile("Upload")).click()
+    info.value.set_files(tmp_path/"rooster.wav")
+    wait(lambda: ask("len(explorer.picker.upload.value)"))
+    explain(explorer, ask, "rooster.wav")
+    found = ask("explorer.explanations['lmac'].waveform[0].tolist()")
+    np.testing.assert_allclose(found, make_scene({"rooster": 0}, 2., seed=3).waveform[0], atol=2**-14)
+
+
+def test_reports_are_exported(explorer, ask):
+    click(explorer, "Export reports")
+    explorer.get_by_role("status").get_by_text("Written").wait_for()
+    report = Path(ask("str(explorer.out)"))/"rooster-lmac"/"report.html"
+    assert report.is_file() and "rooster.wav" in report.read_text()
+
+
+def test_a_recording_arrives_as_samples_and_is_explained(explorer, ask):
+    tab(explorer, "Record")
+    old = ask("len(explorer.picker.recorder.samples)")
+    click(explorer, "Record")
+    wait(lambda: explorer.get_by_role("status").all_inner_texts(), lambda says: any(float(m[1]) > 1.5 for s in says if (m := re.match(r"recording, ([\d.]+) s", s))))
+    click(explorer, "Stop")
+    wait(lambda: explorer.get_by_role("status").all_inner_texts(), lambda says: any(s.endswith("s recorded") for s in says))
+    wait(lambda: ask("len(explorer.picker.recorder.samples)"), lambda n: n != old)
+    sound, rate = np.array(ask("explorer.picker.recorder.waveform[0].tolist()")), ask("explorer.picker.recorder.sample_rate")
+    assert 1. < len(sound) / rate < TIMEOUT_S
+    middle = sound[len(sound) // 4:3 * len(sound) // 4]
+    assert abs(np.fft.rfft(middle * np.hanning(len(middle)))).argmax() * rate / len(middle) == pytest.approx(TONE_HZ, abs=3)
+    explain(explorer, ask, "recording")
+    assert ask("explorer.explanations['lmac'].duration_s") == pytest.approx(len(sound) / rate, abs=.01)
+
+
+# the monitor
+
+def test_a_training_is_watched_live(page, cell, ask):
+    form = cell("waiting = ")
+    assert form.get_by_text("Nothing was trained yet").is_visible()
+    page.evaluate("""() => { window.titles = []; new MutationObserver(() => {
+        for (const e of document.querySelectorAll('.lmac-title')) if (/after epoch/.test(e.textContent) && window.titles.at(-1) !== e.textContent && e.closest('.jp-Cell').textContent.includes('waiting')) window.titles.push(e.textContent)
+    }).observe(document.body, { subtree: true, childList: true }) }""")
+    ask("learner.fit() is not None")
+    wait(lambda: page.evaluate("window.titles"), lambda t: t == ["after epoch 1", "after epoch 2", "after epoch 3"])
+    wait(lambda: form.locator("img.widget-image").evaluate("e => e.complete && e.naturalWidth"), lambda w: w > 300)
+    for epoch in (3, 2, 1):
+        if epoch < 3: press(handle(form, "epoch"), "ArrowDown")
+        wait(lambda: ask("waiting.epoch.value"), lambda e: e == epoch)
+        hears(form.locator(".lmac-player"), ask, f"waiting.samples[{epoch}]")
+        scored(form, ask, f"waiting.samples[{epoch}]")
+    assert not any(ask(f"torch.equal(waiting.samples[{a}].audio, waiting.samples[{b}].audio)") for a, b in itertools.combinations((1, 2, 3), 2))
