@@ -104,7 +104,9 @@ def training_record(
     from lmac.provenance import command_line, git_revision, machine
     monitor, mode = config['monitor']['monitor'], min if config['monitor']['mode'] == 'min' else max
     best = mode(learner.history, key=lambda row: row[monitor])
-    return dict(config=config, command=command_line(sys.argv), lmac_version=__version__, torch_version=torch.__version__.split('+')[0],
+    dataset = config['data']['dataset']
+    shown = Path(dataset).name if Path(dataset).is_absolute() else dataset  # folders of one machine say nothing on another
+    return dict(config=config | dict(data=config['data'] | dict(dataset=shown)), command=command_line(sys.argv), lmac_version=__version__, torch_version=torch.__version__.split('+')[0],
                 git=git_revision(), machine=machine() | dict(device=learner.accelerator.device.type), epochs=len(learner.history),
                 seconds=round(sum(row['seconds'] for row in learner.history), 1), best_epoch=best['epoch'],
                 validation={k.removeprefix('valid_'): round(v, 4) for k, v in best.items() if k.startswith('valid_')})
@@ -121,7 +123,7 @@ def model_card(
     test:dict, # numbers on the test fold
 ) -> str: # markdown
     "The README of a folder of weights"
-    data, credit = made['config']['data'], made['config']['data'].get('credit', 'see the data set named')
+    data, credit = made['config']['data'], made['config']['data'].get('credit', 'The data set is the user\'s own.')
     def table(numbers): return '\n'.join(['| number | value |', '| --- | --- |', *(f'| {k} | {v:.4g} |' for k, v in numbers.items())])
     return (f"---\nlibrary_name: lmac\nlicense: apache-2.0\ntags: [audio-classification, interpretability]\n---\n# {name}\n\n{what}\n\n"
             f"Trained on `{data['dataset']}`, folds {data['train']}; epoch {made['best_epoch']} of {made['epochs']} taken by `{made['config']['monitor']['monitor']}` on folds {data['valid']}; tested on folds "

@@ -478,6 +478,7 @@ def measure_methods(
     return {name: measure_method(method, ours.stft, waveforms, clues, ours.domain, sizes.get(name, 8))
             for name, method in tqdm(methods.items(), desc='explaining', disable=not progress)}
 
+# %% ../nbs/11_shortcuts.ipynb #11shortcutsstudy
 def study_shortcut(
     setup:Setup, # the experiment
     name:str, # of the artefact

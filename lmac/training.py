@@ -379,7 +379,7 @@ class ExplainerTask(Task):
         classifier:TappedClassifier, # the classifier to explain
         decoder:MaskDecoder, # what is trained
         stft:STFT, # waveform to magnitude
-        loss:MaskingLoss=None, # the objective; the paper's weights by default
+        loss:MaskingLoss=None, # the objective; by default the numbers of the paper
         domain:str='log1p', # the mask's domain, see `apply_mask`
         binary_share:float=0.5, # share of clips whose masks are rounded
         mix_share:float=0.6, # share of clips that another clip or noise is mixed into
