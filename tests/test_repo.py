@@ -212,6 +212,21 @@ def test_readme_is_the_front_page():
     assert (ROOT/"README.md").read_text(encoding="utf-8") == made, "run `python docs/readme.py` and commit README.md"
 
 
+def test_the_gallery_is_what_the_notebooks_hold():
+    docs = runpy.run_path(str(ROOT/"docs"/"picture.py"), run_name="docs")
+    for name, where in docs["GALLERY"].items():
+        assert (ROOT/"nbs"/"images"/f"gallery-{name}.png").read_bytes() == docs["picture_of"](ROOT/"nbs", *where), f"{name}: run `python docs/picture.py`"
+    with pytest.raises(LookupError, match="Run the notebook first"): docs["picture_of"](ROOT/"nbs", "07_explain", "for name, among in (('right'", 9)
+
+
+def test_the_gallery_tells_what_the_results_say():
+    rows = json.loads((ROOT/"nbs"/"results"/"shortcuts.json").read_text(encoding="utf-8"))["results"]
+    found = {r["method"]: 100*r["mean"] for r in rows if (r["clips"], r["artefact"], r["measure"]) == ("sufficient", "all", "found")}
+    others = [v for name, v in found.items() if not name.startswith(("lmac", "ideal"))]
+    ours, best = re.search(r"finds (\d+) % of planted shortcuts .*? the next best method (\d+) %", (ROOT/"README.md").read_text(encoding="utf-8")).groups()
+    assert (int(ours), int(best)) == (round(found["lmac"]), round(max(others)))
+
+
 def test_readme_links_lead_somewhere():
     text = (ROOT/"README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!\w+:|#)([^)#]+)", text)
