@@ -125,3 +125,10 @@ def dataset(tmp_path_factory):
 def clips(dataset):
     "The clips that are not silent"
     return dataset.subset(range(5))
+
+
+@pytest.fixture(scope="session")
+def driver():
+    "Playwright, of which a process can have one only"
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p: yield p

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from jupyter_client import BlockingKernelClient
-from playwright import sync_api as playwright
 from test_browser import CHROMIUM, FLAGS, RATE
 
 from lmac.audio import make_scene, save_audio
@@ -91,26 +90,25 @@ def tone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(lab, tone):
+def page(lab, tone, driver):
     "Notebook 12 in JupyterLab, all of its cells run"
     if CHROMIUM is None: pytest.fail("These tests need Chromium: apt install chromium, or another that is called so on the PATH.")
     microphone = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", f"--use-file-for-fake-audio-capture={tone}"]
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS + microphone)
-        page = browser.new_page(viewport=dict(width=1300, height=1000))
-        page.set_default_timeout(1000 * TIMEOUT_S)
-        complaints = []
-        page.on("pageerror", lambda e: complaints.append(str(e)))
-        api(lab, "sessions", dict(path="widgets.ipynb", name="", type="notebook", kernel=dict(name="python3")))   # JupyterLab asks which kernel if cells are run before it has one
-        page.goto(f"{lab[0]}/lab/tree/widgets.ipynb?reset&token={TOKEN}")
-        page.get_by_text(re.compile(r"\| Idle")).wait_for()
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        def left(): return page.evaluate("[...document.querySelectorAll('.jp-CodeCell')].filter(c => c.querySelector('.cm-content').innerText.trim() && !/\\d/.test(c.querySelector('.jp-InputPrompt').textContent)).map(c => c.innerText)")
-        wait(lambda: page.locator(".jp-OutputArea-output[data-mime-type*=error]").all_inner_texts() or left(), lambda found: found == [] or "Traceback" in str(found), timeout=3 * TIMEOUT_S)
-        yield page
-        browser.close()
-        assert not complaints, complaints
+    browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS + microphone)
+    page = browser.new_page(viewport=dict(width=1300, height=1000))
+    page.set_default_timeout(1000 * TIMEOUT_S)
+    complaints = []
+    page.on("pageerror", lambda e: complaints.append(str(e)))
+    api(lab, "sessions", dict(path="widgets.ipynb", name="", type="notebook", kernel=dict(name="python3")))   # JupyterLab asks which kernel if cells are run before it has one
+    page.goto(f"{lab[0]}/lab/tree/widgets.ipynb?reset&token={TOKEN}")
+    page.get_by_text(re.compile(r"\| Idle")).wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    def left(): return page.evaluate("[...document.querySelectorAll('.jp-CodeCell')].filter(c => c.querySelector('.cm-content').innerText.trim() && !/\\d/.test(c.querySelector('.jp-InputPrompt').textContent)).map(c => c.innerText)")
+    wait(lambda: page.locator(".jp-OutputArea-output[data-mime-type*=error]").all_inner_texts() or left(), lambda found: found == [] or "Traceback" in str(found), timeout=3 * TIMEOUT_S)
+    yield page
+    browser.close()
+    assert not complaints, complaints
 
 
 @pytest.fixture(scope="module")
