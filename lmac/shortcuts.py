@@ -300,7 +300,7 @@ def train_for_shortcut(
     train:Clips, # the planted clips that the classifier was trained on
     valid:Clips, # clips to follow the training on
     settings:dict, # of `fit`
-    recipe:dict, # `loss`, `augmentation` and `domain`, as in the bundled explainer's configuration
+    recipe:dict, # as from `read_recipe`
     **kwargs, # folder, seed and progress, for `fit`
 ) -> tuple: # an `LMAC`, and the fitted `Learner`
     "Train an explainer for a classifier that may have learned a shortcut"
@@ -475,10 +475,10 @@ def measure_methods(
     baselines = {name: make_baseline(name, ours.classifier) for name in setup.methods}
     methods = explainers | baselines | {CLEAN: setup.parent, IDEAL: Ideal(ours.stft, waveforms, clues)}
     sizes = {IDEAL: len(waveforms)}  # it knows the clips by their places
-    return {name: measure_method(method, ours.stft, waveforms, clues, ours.domain, sizes.get(name, 8))
+    return {name: measure_method(method, ours.stft, waveforms, clues, getattr(method, 'domain', ours.domain), sizes.get(name, 8))
             for name, method in tqdm(methods.items(), desc='explaining', disable=not progress)}
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcutsstudy
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts063
 def study_shortcut(
     setup:Setup, # the experiment
     name:str, # of the artefact
@@ -505,7 +505,7 @@ def study_shortcut(
     rows = [table.assign(artefact=name, method=shown, clip=clips, own=proof.own[clips].to_list(), suffices=enough.tolist()) for shown, table in rows.items()]
     return facts | dict(n_sufficient=int(enough.sum())), pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts064
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts065
 def summarize_shortcuts(
     rows:pd.DataFrame, # measures of all artefacts
     seed:int=0, # of the resampling
@@ -524,7 +524,7 @@ def summarize_shortcuts(
             found += [dict(clips=clips, artefact=artefact, method=method, measure=m, **n) for m, n in numbers.items()]
     return found
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts065
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts066
 def kept_result(
     file:Path, # where it is kept
     settings:dict, # that it must have been made with
@@ -547,7 +547,7 @@ def settings_of(
     levels = {name: ARTEFACTS[name].level_db for name in setup.tied}
     return json.loads(json.dumps(dict({p: getattr(setup, p) for p in parts}, levels_db=levels, seed=seed, parent_crc32=zlib.crc32(weights), n_clips=len(setup.clips))))
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts066
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts067
 def run_shortcuts(
     out:Path, # result file to write, ending in .json; the clip-by-clip table goes beside it as .csv.gz
     quick:bool=False, # a tiny version on synthetic scenes

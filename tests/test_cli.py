@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -352,6 +353,8 @@ def test_the_three_stages(trained):
         assert {'loss'} <= set(config['provenance']['test']) and {'loss'} <= set(config['provenance']['validation'])
         card = (folder/out/'README.md').read_text()
         assert f'# {out}\n' in card and 'folds [1, 2, 3]' in card and '## Test' in card
+        dataset = config['provenance']['config']['data']['dataset']
+        assert dataset and not Path(dataset).is_absolute() and f'Trained on `{dataset}`' in card  # no folder of one machine
     assert 'guidance' in (folder/'f/history.csv').read_text() and 'fine-tuned' in (folder/'f/README.md').read_text()
 
 def test_the_classifier_is_the_same_after_all_stages(trained):
