@@ -63,10 +63,10 @@ def take_whole(
     "Analyse and classify clips, by the same routes as their parts"
     magnitude, phase = explainer.magnitude_phase(waveform.to(explainer.device))
     whole, n_samples = apply_mask(magnitude, torch.ones_like(magnitude), explainer.domain), waveform.shape[-1]
-    found = dict(spectrogram=whole) if 'spectrogram' in routes else {}
-    if 'heard' in routes: found['heard'] = explainer.magnitude_phase(play_parts(explainer, [whole], phase, n_samples)[0])[0]
-    probabilities = {route: explainer.classifier(m).softmax(1) for route, m in found.items()}
-    return Whole(magnitude, phase, n_samples, explainer.classifier(magnitude).argmax(1), probabilities)
+    found = dict(spectrogram=(whole, phase)) if 'spectrogram' in routes else {}
+    if 'heard' in routes: found['heard'] = explainer.magnitude_phase(play_parts(explainer, [whole], phase, n_samples)[0])
+    probabilities = {route: explainer.probabilities_of(*spectrum) for route, spectrum in found.items()}
+    return Whole(magnitude, phase, n_samples, explainer.classifier(magnitude, phase).argmax(1), probabilities)
 
 # %% ../nbs/09_evaluation.ipynb #09evaluation016
 @torch.no_grad()
@@ -78,11 +78,11 @@ def judge_mask(
 ) -> tuple: # dict of route → (probabilities `(batch, class)` of the masked-in, of the masked-out part); sounds `(part, batch, time)` or None
     "Classify both parts of clips under a mask"
     parts, sounds, found = [apply_mask(whole.magnitude, m, explainer.domain) for m in (mask, 1 - mask)], None, {}
-    if 'spectrogram' in routes: found['spectrogram'] = parts
+    if 'spectrogram' in routes: found['spectrogram'] = [(part, whole.phase) for part in parts]
     if 'heard' in routes:
         sounds = play_parts(explainer, parts, whole.phase, whole.n_samples)
-        found['heard'] = [explainer.magnitude_phase(sound)[0] for sound in sounds]
-    return {route: tuple(explainer.classifier(part).softmax(1) for part in both) for route, both in found.items()}, sounds
+        found['heard'] = [explainer.magnitude_phase(sound) for sound in sounds]
+    return {route: tuple(explainer.probabilities_of(*part) for part in both) for route, both in found.items()}, sounds
 
 # %% ../nbs/09_evaluation.ipynb #09evaluation018
 def judge(

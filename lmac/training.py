@@ -410,26 +410,36 @@ def ruled_out(
 @patch
 def draw(self:ExplainerTask,
     waveform:Tensor, # `(batch, time)`
-) -> tuple: # magnitude, the class to explain `(batch,)`, logits `(batch, class)`, soft masks `(batch, freq, frame)`
+) -> tuple: # magnitude and phase, the class to explain `(batch,)`, logits `(batch, class)`, soft masks `(batch, freq, frame)`
     "Classify and draw the masks: for the class decided, in training also for another that is likely or ruled out"
-    magnitude = self.stft(waveform)[0]
-    with torch.no_grad(): logits, maps = self.classifier.with_taps(magnitude)
-    target, p = logits.argmax(1), logits.float().softmax(1)
+    magnitude, phase = self.stft(waveform)
+    with torch.no_grad(): logits, maps = self.classifier.with_taps(magnitude, phase)
+    logits = logits.float()
+    target, p = logits.argmax(1), self.classifier.probabilities(logits)
     if self.training and self.targets == 'likely': target = p.multinomial(1)[:, 0]
     if self.training and self.absent_share:
         out = ruled_out(p)
         asked = (torch.rand(len(p), device=p.device) < self.absent_share) & out.any(1)
         target = torch.where(asked, (out + 1e-9).multinomial(1)[:, 0], target)
-    return magnitude, target, logits, self.trained([m.float() for m in maps], magnitude.shape[-1], target).float()
+    return (magnitude, phase), target, logits, self.trained([m.float() for m in maps], magnitude.shape[-1], target).float()
 
 @patch
 def judge(self:ExplainerTask,
-    magnitude:Tensor, # `(batch, freq, frame)`
+    spectrum:tuple, # magnitude and phase, each `(batch, freq, frame)`
     mask:Tensor, # soft or binary, same shape
 ) -> tuple: # logits of the masked-in and of the masked-out part, each `(batch, class)`
     "Put both parts through the classifier, in one pass"
+    magnitude, phase = spectrum
     parts = [apply_mask(magnitude, m, self.domain) for m in (mask, 1 - mask)]
-    return self.classifier(torch.cat(parts)).float().chunk(2)
+    return self.classifier(torch.cat(parts), phase.repeat(2, 1, 1)).float().chunk(2)
+
+@patch
+def ask(self:ExplainerTask,
+    target:Tensor, # class asked for `(batch,)`
+    *logits:Tensor, # of several inputs, each `(batch, class)`
+) -> list: # "yes" and "no" as two logits, for each input `(batch, 2)`
+    "The classifier's answers to one question, see `TappedClassifier.question`"
+    return [self.classifier.question(x, target) for x in logits]
 
 # %% ../nbs/06_training.ipynb #06training055
 @patch
@@ -450,11 +460,13 @@ def forward(self:ExplainerTask,
 ) -> dict: # the terms of the loss, the share of bins kept by the rounded masks
     "The masking loss on one augmented batch"
     clean, mixed = self.augment(waveform)
-    magnitude, explained, logits, mask = self.draw(mixed)
-    logits_in, logits_out = self.judge(magnitude, mix_binary(mask, self.binary_share))
+    spectrum, explained, logits, mask = self.draw(mixed)
+    parts = self.judge(spectrum, mix_binary(mask, self.binary_share))
     clean = self.stft(clean)[0] if self.loss.guidance else None
-    absent = ruled_out(logits.float().softmax(1)).gather(1, explained[:, None])[:, 0] if self.absent_share else None
-    return self.loss(logits_in, logits_out, explained, mask, magnitude, clean, logits.float(), absent) | dict(kept=binarize(mask.detach()).mean())
+    absent = ruled_out(self.classifier.probabilities(logits)).gather(1, explained[:, None])[:, 0] if self.absent_share else None
+    answer_in, answer_out, answer = self.ask(explained, *parts, logits)
+    yes = torch.zeros_like(explained)
+    return self.loss(answer_in, answer_out, yes, mask, spectrum[0], clean, answer, absent) | dict(kept=binarize(mask.detach()).mean())
 
 # %% ../nbs/06_training.ipynb #06training057
 @patch
@@ -463,13 +475,14 @@ def validate(self:ExplainerTask,
     target:Tensor=None, # not used
 ) -> dict: # per-clip numbers `(batch,)`, those of rounded masks named `binary_…`
     "The masking loss and the metrics on clean clips"
-    magnitude, decided, logits, mask = self.draw(waveform)
+    spectrum, decided, logits, mask = self.draw(waveform)
     plain, numbers = MaskingLoss(**{k: v for k, v in vars(self.loss).items() if k in LOSS_WEIGHTS}), {}
-    def of(x): return x.softmax(1).gather(1, decided[:, None])[:, 0]
     for prefix, m in (('', mask), ('binary_', binarize(mask))):
-        logits_in, logits_out = self.judge(magnitude, m)
-        found = dict(loss=plain.per_clip(logits_in, logits_out, decided, m, magnitude, logits=logits.float())['loss'], kept=m.mean((1, 2)))
-        p = dict(p=of(logits.float()), p_in=of(logits_in), p_out=of(logits_out), same=(logits_in.argmax(1) == decided).float())
+        parts = self.judge(spectrum, m)
+        answer_in, answer_out, answer = self.ask(decided, *parts, logits)
+        found = dict(loss=plain.per_clip(answer_in, answer_out, torch.zeros_like(decided), m, spectrum[0], logits=answer)['loss'], kept=m.mean((1, 2)))
+        p, p_in, p_out = (x.softmax(1)[:, 0] for x in (answer, answer_in, answer_out))
+        p = dict(p=p, p_in=p_in, p_out=p_out, same=(parts[0].argmax(1) == decided).float())
         numbers |= {prefix + k: v for k, v in (found | (self.metrics or (lambda **p: p))(**p)).items()}
     return dict(numbers, loss=(numbers['loss'] + numbers['binary_loss']) / 2)
 

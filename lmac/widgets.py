@@ -45,7 +45,7 @@ class Question:
         self.explainer, self.sources, self.name = explainer, sources or {}, name
         self.waveform = explainer.prepare(waveform, sample_rate)[:1]
         self.magnitude, self.phase = explainer.magnitude_phase(self.waveform)
-        with torch.inference_mode(): self.probabilities = explainer.classifier(self.magnitude).softmax(1)
+        with torch.inference_mode(): self.probabilities = explainer.probabilities_of(self.magnitude, self.phase)
         self.index = self.probabilities.argmax().item() if target is None else explainer.class_index(target)
         self.n_frames = 1 + self.waveform.shape[-1] // explainer.stft.hop_length  # of the clip; short ones are padded for the classifier
         self.found = {}

@@ -331,8 +331,8 @@ def test_unknown_targets():
 def test_loss_terms_do_not_depend_on_the_batch_size(train, guidance):
     task = explainer_task()
     loss = MaskingLoss(weight_tv=.1, guidance=guidance)
-    magnitude, decided, _, mask = task.draw(train.tensors[0][:6])
-    logits_in, logits_out = task.judge(magnitude, mask)
+    (magnitude, phase), decided, _, mask = task.draw(train.tensors[0][:6])
+    logits_in, logits_out = task.judge((magnitude, phase), mask)
     def terms(i): return loss(logits_in[i], logits_out[i], decided[i], mask[i], magnitude[i], magnitude[i])
     whole, twice = terms(slice(None)), terms(torch.arange(6).repeat(2))
     singles = [terms(slice(i, i + 1)) for i in range(6)]

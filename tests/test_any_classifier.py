@@ -1,0 +1,240 @@
+"""Classifiers of every kind, explained by the same code: front ends, taps, targets, waveforms, several labels at once."""
+import json
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from lmac.adapters import Picture, Resynthesis, Spectrum, flipped, one_channel, propose_taps
+from lmac.audio import make_scene, save_audio
+from lmac.classifier import Cnn14, TappedClassifier
+from lmac.evaluation import judge_mask, take_whole
+from lmac.explain import LMAC, training_clips
+from lmac.spectrogram import STFT, LogMel
+from lmac.training import ExplainerTask
+from lmac.masking import MaskingLoss
+
+RATE, SECONDS = 8000, 1.
+
+
+class Wave(nn.Module):
+    "1-D convolutions on `(batch, 1, time)`"
+    def __init__(self, n_classes=3):
+        super().__init__()
+        def block(n_in, n_out, size, stride): return nn.Sequential(nn.Conv1d(n_in, n_out, size, stride), nn.BatchNorm1d(n_out), nn.ReLU())
+        self.blocks = nn.Sequential(block(1, 8, 64, 16), block(8, 16, 5, 4), block(16, 16, 5, 2))
+        self.fc = nn.Linear(16, n_classes)
+
+    def forward(self, x): return self.fc(self.blocks(x).mean(2))
+
+
+class Frames(nn.Module):
+    "A transformer on log-mel frames"
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(40, 16)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, log_mel): return self.fc(self.encoder(self.embed(log_mel.mT)).mean(1))
+
+
+class Recurrent(nn.Module):
+    "A GRU, whose output is a tuple"
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gru, self.fc = nn.Conv1d(40, 16, 3, padding=1), nn.GRU(16, 8, batch_first=True, bidirectional=True), nn.Linear(16, 3)
+
+    def forward(self, log_mel): return self.fc(self.gru(self.conv(log_mel).relu().mT)[0].mean(1))
+
+
+class Plain(nn.Module):
+    "2-D convolutions on a linear spectrogram, frequency first"
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 8, 5, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU(), nn.MaxPool2d(2))
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x): return self.fc(self.features(x[:, None]).mean((2, 3)))
+
+
+def log_mel(): return LogMel(RATE, 512, 40)
+
+
+def image_network(name):
+    import torchvision
+    return getattr(torchvision.models, name)(weights=None, num_classes=3)
+
+
+FAMILIES = {
+    'CNN14 on log-mel': lambda: dict(model=Cnn14(3, 4, 40, 16), front_end=log_mel()),
+    'CNN on a linear spectrogram': lambda: dict(model=Plain(), front_end=Spectrum(STFT(512, 128), RATE)),
+    'ResNet on pictures': lambda: dict(model=image_network('resnet18'), front_end=Picture(log_mel(), (96, 96))),
+    'MobileNet on pictures': lambda: dict(model=image_network('mobilenet_v2'), front_end=Picture(log_mel(), (96, 96))),
+    'transformer on frames': lambda: dict(model=Frames(), front_end=log_mel()),
+    'recurrent network': lambda: dict(model=Recurrent(), front_end=log_mel(), taps=['conv', 'gru']),
+    'CNN on waveforms': lambda: dict(model=Wave()),
+    'several labels': lambda: dict(model=Cnn14(3, 4, 40, 16), front_end=log_mel(), multi_label=True),
+}
+
+
+@pytest.fixture(scope='module')
+def sounds():
+    torch.manual_seed(0)
+    names = ('dog', 'rain', 'siren', 'clock_tick')
+    return torch.stack([make_scene({name: 0}, SECONDS, RATE, seed=i).waveform[0] for i, name in enumerate(names * 3)])
+
+
+@pytest.fixture(scope='module', params=FAMILIES)
+def family(request, sounds):
+    "An explainer for a classifier of this kind, trained for one epoch; the classifier's weights before"
+    torch.manual_seed(0)
+    parts = FAMILIES[request.param]()
+    for m in parts['model'].modules():
+        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.momentum = 1.
+    with torch.no_grad():  # takes the statistics, without which an untrained network's deepest maps are next to zero
+        parts['model'].train()(parts['front_end'](STFT(512, 128)(sounds)[0]) if 'front_end' in parts else sounds[:, None])
+    parts['model'].eval()
+    explainer = LMAC.for_classifier(**parts, stft=STFT(512, 128), labels=list('abc'), sample_rate=RATE, duration_s=SECONDS)
+    before = {k: v.clone() for k, v in parts['model'].state_dict().items()}
+    history = explainer.fit(sounds, epochs=1, batch_size=4)
+    return explainer, before, history
+
+
+def test_family_is_trained_and_its_classifier_untouched(family):
+    explainer, before, history = family
+    assert history.train_loss.notna().all()
+    state = explainer.classifier.model.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in before.items())
+    assert not explainer.classifier.training and not any(p.requires_grad for p in explainer.classifier.parameters())
+
+
+def test_family_is_explained(family, sounds, tmp_path):
+    explainer = family[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        ex = explainer.explain(sounds[:1], RATE)
+    assert ex.audio.shape == ex.residual.shape == (1, RATE) and ex.audio.isfinite().all()
+    assert ex.mask.min() >= 0 and ex.mask.max() <= 1 and ex.mask.shape == ex.magnitude.shape
+    assert abs(explainer.classify(ex.audio, RATE)[0, ex.class_index].item() - ex.probability_heard) < 1e-5
+    ex.save(tmp_path)
+    assert json.loads((tmp_path / 'explanation.json').read_text())['label'] == ex.label
+
+
+def test_family_answers_for_each_class(family, sounds):
+    explainer = family[0]
+    nn.init.normal_(explainer.decoder.weigh.of_class, std=.5)
+    explainer.use_decoder(explainer.decoder)
+    magnitude, phase = explainer.magnitude_phase(sounds[:2])
+    masks = [explainer.attribute(magnitude, k, phase=phase) for k in range(3)]
+    assert all((a - b).abs().max() > 1e-4 for a, b in ((masks[0], masks[1]), (masks[1], masks[2])))
+    contrast = explainer.attribute(magnitude, 0, phase=phase, against=1)
+    assert torch.allclose(contrast, masks[0] * (1 - masks[1]), atol=1e-6)
+
+
+def test_family_is_evaluated(family, sounds):
+    explainer = family[0]
+    whole = take_whole(explainer, sounds[:3])
+    found, heard = judge_mask(explainer, whole, torch.ones_like(whole.magnitude))
+    for route in ('spectrogram', 'heard'):  # a mask of ones changes nothing on either route
+        assert torch.allclose(found[route][0], whole.probabilities[route], atol=1e-3), route
+    assert torch.allclose(heard[0], sounds[:3] * (heard[0].abs().amax(1) / sounds[:3].abs().amax(1))[:, None], atol=1e-3)
+
+
+def test_family_is_saved_and_comes_back_with_its_classifier(family, sounds, tmp_path):
+    explainer = family[0]
+    explainer.save_pretrained(tmp_path)
+    again = LMAC.from_pretrained(tmp_path, classifier=explainer.classifier)
+    magnitude, phase = explainer.magnitude_phase(sounds[:2])
+    assert torch.equal(again.attribute(magnitude, phase=phase), explainer.attribute(magnitude, phase=phase))
+
+
+def test_gradient_reaches_the_mask_through_the_waveform():
+    torch.manual_seed(0)
+    stft, wave = STFT(512, 128), Wave().eval()
+    clf = TappedClassifier(wave, Resynthesis(stft, RATE, one_channel), ['blocks.1'], list('abc'), RATE, 'time').double()
+    magnitude, phase = stft(.1 * torch.randn(2, RATE).double())
+    mask = torch.full_like(magnitude, .5, requires_grad=True)
+    clf.log_odds(clf(mask * magnitude, phase), torch.tensor([0, 1])).sum().backward()
+    with torch.no_grad():
+        step = 1e-5 * mask.grad / mask.grad.norm()
+        def odds(m): return clf.log_odds(clf(m * magnitude, phase), torch.tensor([0, 1])).sum()
+        slope = (odds(mask + step) - odds(mask - step)) / 2e-5
+    assert mask.grad.norm() > 0 and abs(slope / mask.grad.norm() - 1) < .01
+
+
+def test_loss_of_several_labels_is_that_of_the_one_asked_for():
+    "With a sigmoid, what other classes do must not matter"
+    torch.manual_seed(0)
+    stft = STFT(512, 128)
+    explainer = LMAC.for_classifier(Cnn14(3, 4, 40, 16), log_mel(), stft=stft, sample_rate=RATE, duration_s=SECONDS, multi_label=True)
+    task = ExplainerTask(explainer.classifier, explainer.decoder, stft, MaskingLoss())
+    target, logits = torch.tensor([0, 1]), torch.tensor([[2., 5., -1.], [9., -1., 3.]])
+    answer, = task.ask(target, logits)
+    assert torch.allclose(answer.softmax(1)[:, 0], logits.sigmoid()[[0, 1], [0, 1]])
+    others, = task.ask(target, logits + torch.tensor([[0., 9., 9.], [9., 0., 9.]]))
+    assert torch.equal(answer, others)
+
+
+def test_loss_of_one_label_is_cross_entropy():
+    torch.manual_seed(0)
+    stft = STFT(512, 128)
+    explainer = LMAC.for_classifier(Cnn14(3, 4, 40, 16), log_mel(), stft=stft, sample_rate=RATE, duration_s=SECONDS)
+    task, logits, target = ExplainerTask(explainer.classifier, explainer.decoder, stft), 5 * torch.randn(64, 3), torch.randint(3, (64,))
+    answer, = task.ask(target, logits)
+    yes = torch.zeros_like(target)
+    assert torch.allclose(nn.functional.cross_entropy(answer, yes), nn.functional.cross_entropy(logits, target), atol=1e-5)
+
+
+def test_flipped_picture_is_turned_back():
+    stft = STFT(512, 128)
+    tone = .5 * torch.sin(2 * torch.pi * 500 * torch.arange(RATE) / RATE)[None]
+    magnitude, _ = stft(tone)
+    maps = {}
+    for flip, layout in ((False, 'freq_time'), (True, flipped)):
+        clf = TappedClassifier(nn.Sequential(nn.AvgPool2d(4), nn.Flatten(1), nn.Linear(3 * 24 * 24, 3)), Picture(log_mel(), (96, 96), flip=flip), ['0'], list('abc'), RATE, layout)
+        maps[flip] = clf.with_taps(magnitude)[1][0]
+    assert maps[False].shape == maps[True].shape and torch.allclose(maps[False], maps[True], atol=1e-5)
+
+
+@pytest.mark.parametrize('taps, says', [(['nope'], "no layer 'nope'"), (['fc'], "'fc' gives no map over time")])
+def test_taps_that_do_not_fit(taps, says):
+    with pytest.raises(ValueError, match=says): LMAC.for_classifier(Wave(), taps=taps, sample_rate=RATE, duration_s=SECONDS)
+
+
+def test_layer_that_runs_twice_is_not_proposed():
+    class Twice(Wave):
+        def forward(self, x):
+            h = self.blocks[1](self.blocks[0](x))
+            h = self.blocks[2](self.blocks[2](h))
+            return self.fc(h.mean(2))
+    stft = STFT(512, 128)
+    proposal = propose_taps(Twice(), Resynthesis(stft, RATE, one_channel), stft, RATE)
+    assert 'blocks.2' not in proposal.taps and 'runs 2 times' in proposal.table.set_index('layer').why['blocks.2']
+    with pytest.raises(ValueError, match='gives no map over time: runs 2 times'):
+        LMAC.for_classifier(Twice(), taps=['blocks.2'], sample_rate=RATE, duration_s=SECONDS)
+
+
+def test_probe_leaves_the_model_as_it_was():
+    model = Wave().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    stft = STFT(512, 128)
+    propose_taps(model, Resynthesis(stft, RATE, one_channel), stft, RATE)
+    assert model.training and all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_clips_to_train_on(tmp_path, sounds):
+    explainer = LMAC.for_classifier(Wave(), sample_rate=RATE, duration_s=SECONDS)
+    for i, seconds in enumerate((.4, 2.5)): save_audio(tmp_path / f'{i}.wav', .1 * torch.randn(1, int(16000 * seconds)), 16000)
+    assert len(training_clips(explainer, tmp_path)) == 1 + 3  # the long one gives three
+    assert training_clips(explainer, tmp_path)[0][0].shape == (RATE,)
+    assert len(training_clips(explainer, sorted(tmp_path.glob('*.wav'))[1:])) == 3
+    with pytest.raises(ValueError, match='waveforms'): training_clips(explainer, torch.zeros(3))
+
+
+def test_missing_phase_is_named():
+    explainer = LMAC.for_classifier(Wave(), sample_rate=RATE, duration_s=SECONDS)
+    with pytest.raises(ValueError, match='hand in its phase'): explainer.attribute(torch.zeros(1, explainer.stft.n_freqs, 63))
