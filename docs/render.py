@@ -38,6 +38,12 @@ def slug(heading):
     return re.sub(r"^[^a-z]+", "", re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", text))) or "section"
 
 
+def anchored(body):
+    "Headings of markdown with Pandoc's anchors in place of nbconvert's; those in outputs stay as they are"
+    inside = r"(?:(?!</?h[1-6]\b).)*?"
+    return re.sub(rf'<h([1-6])[^>]*>({inside})<a class="anchor-link"{inside}</a></h\1>', lambda m: f'<h{m[1]} id="{slug(m[2])}">{m[2]}</h{m[1]}>', body, flags=re.S)
+
+
 def mathml(source):
     "Formulas between dollars as MathML; code is left alone"
     from latex2mathml.converter import convert
@@ -85,7 +91,7 @@ def body_of(path):
     exporter = HTMLExporter(Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags={"hide_input"})), template_name="basic",
                             exclude_input_prompt=True, exclude_output_prompt=True)
     body, _ = exporter.from_notebook_node(nb)
-    body = re.sub(r'<h([1-6])[^>]*>(.*?)<a class="anchor-link".*?</a></h\1>', lambda m: f'<h{m[1]} id="{slug(m[2])}">{m[2]}</h{m[1]}>', body, flags=re.S)
+    body = anchored(body)
     headings = re.findall(r'<h([23])[^>]*id="([^"]+)"[^>]*>(.*?)</h\1>', body, re.S)
     text = " ".join("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown")
     return dict(path=path, title=title_of(notebook), body=body, headings=[(int(n), i, re.sub("<.*?>", "", t)) for n, i, t in headings],

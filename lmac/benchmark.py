@@ -306,15 +306,20 @@ def plot_curves(
     condition:str, # which condition
     methods=None, # names, in the order of the legend; None draws all
     ax=None, # two matplotlib axes; None makes them
+    stand_out=None, # names drawn in colour, in the order of the legend, the others in grey; None: all
 ): # the axes
     "Insertion and deletion: mean probability of the class decided over the share of bins that is kept, or taken out"
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(1, 2, figsize=(9, 3), dpi=70, layout='constrained', sharey=True)[1]
     rows = per_clip[(per_clip.condition == condition) & per_clip['mask'].str.endswith(' of bins') & (per_clip.judged_on == 'spectrogram')]
     means = rows.assign(share=rows['mask'].str.split().str[0].astype(float)).groupby(['method', 'share'])[['p_in', 'p_out']].mean()
-    for k, name in enumerate(methods or means.index.unique('method')):
-        style = dict(color='k', lw=2) if name == 'lmac' else dict(color=f'C{k % 10}', ls='-' if k < 10 else '--', lw=1)
-        for axis, column in zip(ax, means): axis.plot(means.loc[name].index, means.loc[name, column], marker='.', label=name, **style)
+    methods = list(methods or means.index.unique('method'))
+    coloured = methods if stand_out is None else [name for name in stand_out if name in methods]
+    styles = {name: dict(color='.8', lw=.8) for name in methods if name not in coloured}
+    for k, name in enumerate(coloured): styles[name] = dict(color=f'C{k % 10}', ls='-' if k < 10 else '--', lw=1, marker='.', label=name)
+    if 'lmac' in coloured: styles['lmac'] |= dict(color='k', lw=2, ls='-', zorder=3)
+    for name, style in styles.items():
+        for axis, column in zip(ax, means): axis.plot(means.loc[name].index, means.loc[name, column], **style)
     for axis, title, what in zip(ax, ('insertion', 'deletion'), ('kept', 'taken out')):
         axis.set(title=f'{title}, {condition}', xlabel=f'share of bins {what}', ylim=(0, 1))
     ax[0].set_ylabel('probability'); ax[1].legend(fontsize=7, loc='upper left', bbox_to_anchor=(1, 1))

@@ -101,7 +101,7 @@ def explain_folder(explainer, folder, out, options):
             print(f"lmac-explain: {e}", file=sys.stderr)
     if failed: raise ValueError(f"{len(failed)} of {len(files)} recordings could not be explained: {', '.join(failed[:5])}.")
 
-# %% ../nbs/14_cli.ipynb #14cli017
+# %% ../nbs/14_cli.ipynb #14cli019
 def train_listen_to_interpret(
     config:dict, # the configuration
     parent:Path, # folder of the classifier
@@ -117,7 +117,7 @@ def train_listen_to_interpret(
               mixed_precision=mixed_precision, **config['training'])
     return {k.removeprefix('valid_'): v for k, v in json.loads((out / 'config.json').read_text())['best'].items() if k.startswith('valid_')}
 
-# %% ../nbs/14_cli.ipynb #14cli018
+# %% ../nbs/14_cli.ipynb #14cli020
 @call_parse
 def lmac_train(
     stage:Param('What to train: classifier, explainer, finetune, or l2i, a baseline for the benchmark', str, choices=list(STAGES)),
@@ -145,7 +145,7 @@ def lmac_train(
             test = train_explainer(settings, parent, out, share_classifier, mixed_precision)
         print(f"{out}: " + ', '.join(f'{k} {v:.3f}' for k, v in test.items()) + f" on the {'validation' if stage == 'l2i' else 'test'} folds")
 
-# %% ../nbs/14_cli.ipynb #14cli022
+# %% ../nbs/14_cli.ipynb #14cli025
 @call_parse
 def lmac_evaluate(
     explainer:Param('Bundled explainer, folder, or id on the Hugging Face hub', str, opt=False, nargs='?')='esc10',
@@ -170,7 +170,7 @@ def lmac_evaluate(
             if contest: compare_methods(lmac, dataset, folds, out, methods, conditions, seeds, quick, options)
             else: measure(lmac, dataset, folds, out, options | dict(seed=seed))
 
-# %% ../nbs/14_cli.ipynb #14cli023
+# %% ../nbs/14_cli.ipynb #14cli026
 @contextmanager
 def open_clips(data, explainer):
     "The dataset of that name; `scenes` are written for the occasion"
@@ -199,7 +199,7 @@ def compare_methods(lmac, dataset, folds, out, methods, conditions, seeds, quick
         print(f"\n{condition}, soft masks on the spectrogram\n{show_contest(table, condition).to_string()}")
     print(f"\n{result['timing']['evaluation_s'] / 60:.1f} min; written to {out}")
 
-# %% ../nbs/14_cli.ipynb #14cli026
+# %% ../nbs/14_cli.ipynb #14cli030
 EXPERIMENTS = dict(cascade='sanity', roar='sanity', stability='sanity', labels='sanity', absent='sanity', shortcuts='shortcuts',
                    reference='experiments', tradeoff='experiments', ablation='experiments', widgets='widgets')
 

@@ -686,7 +686,7 @@ def score_ablation(
     bundled = LMAC.from_pretrained('esc10')
     classifier = with_taps_at(bundled.classifier, config.get('taps', bundled.classifier.taps))
     torch.manual_seed(config['training']['seed'])
-    decoder = MaskDecoder.for_classifier(classifier, bundled.stft, **config['decoder'])
+    decoder = MaskDecoder.for_classifier(classifier, bundled.stft, **dict(spread=1) | config['decoder'])
     task = explainer_task(classifier, decoder, bundled.stft, config)
     fit(task, clips, config, folder, progress)
     return score_conditions(LMAC(classifier, task.trained, bundled.stft, config['domain']), conditions)

@@ -604,7 +604,7 @@ def for_classifier(cls:LMAC,
     taps:list=None, # names of layers, input side first; None: proposed by `propose_taps`
     labels:list=None, # class names; None numbers them
     sample_rate:int=16000, # that the model was trained at, in Hz
-    stft:STFT=None, # waveform to magnitude and phase; None: `usual_stft`
+    stft:STFT=None, # waveform to magnitude and phase; None: the front end's own if it has one, or `usual_stft`
     map_layout=None, # see `LAYOUTS`; None: found out with the taps
     duration_s:float=5., # length of the clips that the model was trained on
     multi_label:bool=False, # each class has a probability of its own
@@ -612,7 +612,7 @@ def for_classifier(cls:LMAC,
     **decoder, # settings of the `MaskDecoder`
 ) -> LMAC: # whose decoder is not trained yet: see `fit`
     "An explainer for any classifier; raises `ValueError` that says what does not fit, and how to mend it"
-    stft = stft or usual_stft(getattr(model, 'sample_rate', sample_rate))
+    stft = stft or getattr(getattr(model, 'front_end', front_end), 'stft', None) or usual_stft(getattr(model, 'sample_rate', sample_rate))
     if not isinstance(model, TappedClassifier):
         n_samples, was_training = int(duration_s * sample_rate), model.training
         stft.to(next((p.device for p in model.parameters()), 'cpu'))

@@ -124,9 +124,11 @@ def model_card(
 ) -> str: # markdown
     "The README of a folder of weights"
     data, credit = made['config']['data'], made['config']['data'].get('credit', 'The data set is the user\'s own.')
+    monitor, last = made['config']['monitor'], dict(monitor='epoch', mode='max')
+    taken = f"the last of {made['epochs']} epochs, folds {data['valid']} for validation" if monitor == last else f"epoch {made['best_epoch']} of {made['epochs']} taken by `{monitor['monitor']}` on folds {data['valid']}"
     def table(numbers): return '\n'.join(['| number | value |', '| --- | --- |', *(f'| {k} | {v:.4g} |' for k, v in numbers.items())])
     return (f"---\nlibrary_name: lmac\nlicense: apache-2.0\ntags: [audio-classification, interpretability]\n---\n# {name}\n\n{what}\n\n"
-            f"Trained on `{data['dataset']}`, folds {data['train']}; epoch {made['best_epoch']} of {made['epochs']} taken by `{made['config']['monitor']['monitor']}` on folds {data['valid']}; tested on folds "
+            f"Trained on `{data['dataset']}`, folds {data['train']}; {taken}; tested on folds "
             f"{data.get('test')}. Data: {credit} Made by `{made['command']}` in {made['seconds'] / 60:.1f} min "
             f"({made['machine']['cpu']}, {made['machine']['cores_used']} threads), "
             f"lmac {made['lmac_version']}, torch {made['torch_version']}.{trained_before(made)}\n\n## Validation\n\n{table(made['validation'])}\n\n"

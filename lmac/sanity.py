@@ -443,7 +443,7 @@ def ask_for_each(
         rows.append(pd.DataFrame(dict(clip=range(len(p)), asked=k, presence=presence, p=p, p_in=p_in, likeness=100. * (p_in > .5), kept=mask.mean((1, 2)))))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/11_sanity.ipynb #11sanity085
+# %% ../nbs/11_sanity.ipynb #11sanity086
 def part(
     file:Path, # json file that keeps it
     settings:dict, # what it depends on
@@ -461,7 +461,7 @@ def part(
     write_atomically(file, json.dumps(dict(settings=settings, value=value)).encode())
     return value
 
-# %% ../nbs/11_sanity.ipynb #11sanity088
+# %% ../nbs/11_sanity.ipynb #11sanity089
 def summarize_tidy(
     table:pd.DataFrame, # columns `by`, clip, measure, value
     by:list, # columns that tell the rows of the summary apart, besides the measure
@@ -483,7 +483,7 @@ def tidy(
     rest = [c for c in table if c not in measures]
     return table.melt(rest, [m for m in measures if m in table], 'measure', 'value').dropna(subset='value')
 
-# %% ../nbs/11_sanity.ipynb #11sanity091
+# %% ../nbs/11_sanity.ipynb #11sanity092
 @dataclass
 class Subject:
     "An explainer, the clips that it is checked on, and how more of its kind are trained"
@@ -502,7 +502,7 @@ TINY = dict(
     augmentation=dict(mix_share=0., noise_share=0., holes_share=0.), training=dict(epochs=4, batch_size=4, lr=.01, weight_decay=.01, warmup=.2, seed=0),
     monitor=dict(monitor='epoch', mode='max'))
 
-# %% ../nbs/11_sanity.ipynb #11sanity092
+# %% ../nbs/11_sanity.ipynb #11sanity093
 def tiny_subject(
     folder:Path, # where it is made, unless it is there
 ) -> Subject: # three classes of synthetic clips of a second
@@ -531,7 +531,7 @@ def open_subject(
     dataset = open_dataset(config['data'], explainer.sample_rate, explainer.classifier.duration_s)
     return Subject(explainer, 'esc10', dataset, 'esc10', explainer_folder('esc10-classifier'), config)
 
-# %% ../nbs/11_sanity.ipynb #11sanity095
+# %% ../nbs/11_sanity.ipynb #11sanity096
 METHODS = ('lmac', 'lmac:esc10-finetuned', 'saliency', 'smoothgrad', 'integrated_gradients', 'guided_backprop', 'gradcam', 'guided_gradcam',
            'gradient_shap', 'deeplift_shap', 'occlusion', 'lime', 'kernel_shap', 'energy', 'random')
 QUICK_METHODS = ('lmac', 'saliency', 'energy')
@@ -547,7 +547,7 @@ def method_maker(
     other = load_method(name, explainer)
     return lambda changed: LMAC(changed.classifier, other.decoder, other.stft, other.domain)
 
-# %% ../nbs/11_sanity.ipynb #11sanity098
+# %% ../nbs/11_sanity.ipynb #11sanity099
 def write_results(
     out:Path, # result file, ending in .json
     table:pd.DataFrame, # tidy, one row per clip and measure
@@ -572,7 +572,7 @@ def prepare_run(
     out = result_file(out)
     return out, Path(runs)/f"{out.stem}{'-quick' if quick else ''}", open_subject(Path(runs), quick)
 
-# %% ../nbs/11_sanity.ipynb #11sanity099
+# %% ../nbs/11_sanity.ipynb #11sanity100
 def run_cascade(
     out:Path='nbs/results/cascade.json', # result file; the table of all clips goes beside it as .csv.gz
     quick:bool=False, # a tiny version, to see that it works
@@ -604,7 +604,7 @@ def run_cascade(
     result = dict(settings=settings, results=summarize_tidy(table, ['method', 'statistics', 'depth', 'stage'], seed))
     return write_results(out, table, result, subject, clips, start)
 
-# %% ../nbs/11_sanity.ipynb #11sanity102
+# %% ../nbs/11_sanity.ipynb #11sanity103
 def roar_rows(
     explainer:LMAC, # of the classifier that is explained
     clips:ClipDataset, # clips of fold 5 test, the others train
@@ -630,7 +630,7 @@ def roar_rows(
                  for s, correct in kept.items()]
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/11_sanity.ipynb #11sanity103
+# %% ../nbs/11_sanity.ipynb #11sanity104
 ROAR_METHODS = ('lmac', 'integrated_gradients', 'gradcam', 'energy', 'random')
 
 def run_roar(
@@ -657,7 +657,7 @@ def run_roar(
     result = dict(settings=settings, results=summarize_tidy(table, ['method', 'mode', 'fill', 'share'], seed))
     return write_results(out, table, result, subject, clips.fold(5), start)
 
-# %% ../nbs/11_sanity.ipynb #11sanity106
+# %% ../nbs/11_sanity.ipynb #11sanity107
 def train_decoder(
     subject:Subject, # whose recipe it is
     classifier_folder:Path, # of the classifier to explain
@@ -673,7 +673,7 @@ def train_decoder(
     part(out/'made.json', dict(config=config, classifier=sha256), lambda: train_explainer(config, classifier_folder, out))
     return LMAC.from_pretrained(out)
 
-# %% ../nbs/11_sanity.ipynb #11sanity107
+# %% ../nbs/11_sanity.ipynb #11sanity108
 def run_stability(
     out:Path='nbs/results/stability.json', # result file; the table of all clips goes beside it as .csv.gz
     quick:bool=False, # a tiny version, to see that it works
@@ -706,7 +706,7 @@ def run_stability(
     result = dict(settings=settings, results=summarize_tidy(table, by, seed))
     return write_results(out, table, result, subject, clips, start)
 
-# %% ../nbs/11_sanity.ipynb #11sanity110
+# %% ../nbs/11_sanity.ipynb #11sanity111
 LABEL_METHODS = ('lmac', 'saliency', 'integrated_gradients', 'guided_backprop', 'gradcam', 'energy')
 
 def label_explainer(
@@ -726,7 +726,7 @@ def label_explainer(
     part(folder/'made.json', fit | dict(target=target.tolist(), taps=given.taps), learn)
     return train_decoder(subject, folder/'classifier', folder/'explainer', decoder_epochs, seed=0)
 
-# %% ../nbs/11_sanity.ipynb #11sanity111
+# %% ../nbs/11_sanity.ipynb #11sanity112
 def accuracies(
     explainer:LMAC, # of the classifier
     name:str, # of the labels that it learned
@@ -739,7 +739,7 @@ def accuracies(
     def percent(found, labels): return 100 * (found == labels).float().mean().item()
     return dict(labels=name, learned=percent(known, target), true_training=percent(known, training.targets), true_test=percent(unseen, test.targets))
 
-# %% ../nbs/11_sanity.ipynb #11sanity112
+# %% ../nbs/11_sanity.ipynb #11sanity113
 def run_labels(
     out:Path='nbs/results/labels.json', # result file; the table of all clips goes beside it as .csv.gz
     quick:bool=False, # a tiny version, to see that it works
@@ -772,7 +772,7 @@ def run_labels(
     by = ['check', 'method', 'a', 'b', 'compared', 'mask_of', 'judged_by']
     return write_results(out, table, dict(settings=settings, classifiers=known, results=summarize_tidy(table, by, seed)), subject, clips, start)
 
-# %% ../nbs/11_sanity.ipynb #11sanity115
+# %% ../nbs/11_sanity.ipynb #11sanity116
 ABSENT_METHODS = ('lmac', 'lmac:esc10-finetuned', 'saliency', 'guided_backprop', 'gradcam', 'energy')
 
 def run_absent(

@@ -310,7 +310,7 @@ def train_for_shortcut(
     learner = fit(task, train, valid, settings, **kwargs)
     return LMAC(classifier, decoder, stft, recipe['domain']), learner
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts046
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts048
 FOUND = .9 # AUC from which an artefact counts as found
 
 def heard_auc(
@@ -326,7 +326,7 @@ def heard_auc(
         found.append((inside*(outside.cumsum(0) - outside/2)).sum())
     return torch.stack(found)
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts048
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts050
 def pointing_game(
     mask:Tensor, # `(clip, freq, frame)`
     region:Tensor, # boolean, same shape
@@ -338,7 +338,7 @@ def pointing_game(
     widened = F.max_pool2d(region[:, None].float(), size, stride=1, padding=spread).flatten(1)
     return widened.gather(1, blurred.argmax(1, keepdim=True))[:, 0], widened.mean(1)
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts050
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts052
 def heard_gain_db(
     stft:STFT, # waveform to magnitude and phase
     waveform:Tensor, # clips that were explained `(clip, time)`
@@ -355,7 +355,7 @@ def heard_gain_db(
         return (heard.square().sum(-1)/part.square().sum(-1).clamp_min(1e-12)).clamp(1e-9, 1e9)
     return 10*(kept(clue)/kept(waveform - clue)).log10().clamp(-6, 6)
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts051
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts053
 def measure(
     stft:STFT, # waveform to magnitude and phase
     waveform:Tensor, # clips that were explained `(clip, time)`
@@ -372,7 +372,7 @@ def measure(
     return pd.DataFrame(dict(found=(auc >= FOUND).double(), auc=auc, pointing=hit, pointing_chance=chance, density=density,
                              gain_db=heard_gain_db(stft, waveform, clue, mask, domain), kept=mask.mean((1, 2)), area=region.float().mean((1, 2))))
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts057
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts059
 STANDARD, CLEAN, IDEAL = 'lmac, standard recipe', 'lmac, clean classifier', 'ideal ratio mask' # beside 'lmac' and the baselines
 
 @dataclass
@@ -391,7 +391,7 @@ class Setup:
     valid: tuple = (4,)
     test: tuple = (5,)
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts058
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts060
 TIED = dict(beep='rain', click='sea_waves', hum='dog', band_limit='crying_baby')
 METHODS = ('saliency', 'smoothgrad', 'integrated_gradients', 'guided_backprop', 'gradcam', 'guided_gradcam', 'gradient_shap',
            'occlusion', 'lime', 'random', 'energy')
@@ -413,7 +413,7 @@ def tiny_setup() -> Setup: # synthetic scenes of a second, three classes of them
     return Setup(LMAC(short, bundled.decoder, bundled.stft, bundled.domain), scene_clips(names, c.labels, 20), dict.fromkeys(ARTEFACTS, 'dog'),
                  dict(epochs=8, batch_size=8, lr=1e-3), dict(epochs=1, batch_size=8, lr=1e-3), {'lmac': read_recipe('shortcuts')}, plain, ('saliency', 'random', 'energy'), stray=.5)
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts060
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts062
 def learn_shortcut(
     setup:Setup, # the experiment
     name:str, # of the artefact
@@ -433,7 +433,7 @@ def learn_shortcut(
     return ({method: explainer for method, (explainer, _) in trained.items()},
             {part: sum(row['seconds'] for row in learner.history) for part, learner in learners.items()})
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts061
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts063
 def measure_method(
     method, # with `attribute(magnitude)`, and `scores` and `to_mask` if it ranks bins by more than its mask
     stft:STFT, # waveform to magnitude
@@ -461,7 +461,7 @@ class Ideal:
         clue, rest = (self.stft(part)[0].square() for part in (self.clues, self.waveforms - self.clues))
         return clue/(clue + rest).clamp_min(1e-12)
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts062
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts064
 def measure_methods(
     setup:Setup, # the experiment
     explainers:dict, # method: `LMAC`, as made by `learn_shortcut`
@@ -478,7 +478,7 @@ def measure_methods(
     return {name: measure_method(method, ours.stft, waveforms, clues, getattr(method, 'domain', ours.domain), sizes.get(name, 8))
             for name, method in tqdm(methods.items(), desc='explaining', disable=not progress)}
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts063
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts065
 def study_shortcut(
     setup:Setup, # the experiment
     name:str, # of the artefact
@@ -505,7 +505,7 @@ def study_shortcut(
     rows = [table.assign(artefact=name, method=shown, clip=clips, own=proof.own[clips].to_list(), suffices=enough.tolist()) for shown, table in rows.items()]
     return facts | dict(n_sufficient=int(enough.sum())), pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts065
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts067
 def summarize_shortcuts(
     rows:pd.DataFrame, # measures of all artefacts
     seed:int=0, # of the resampling
@@ -524,7 +524,7 @@ def summarize_shortcuts(
             found += [dict(clips=clips, artefact=artefact, method=method, measure=m, **n) for m, n in numbers.items()]
     return found
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts066
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts068
 def kept_result(
     file:Path, # where it is kept
     settings:dict, # that it must have been made with
@@ -547,7 +547,7 @@ def settings_of(
     levels = {name: ARTEFACTS[name].level_db for name in setup.tied}
     return json.loads(json.dumps(dict({p: getattr(setup, p) for p in parts}, levels_db=levels, seed=seed, parent_crc32=zlib.crc32(weights), n_clips=len(setup.clips))))
 
-# %% ../nbs/11_shortcuts.ipynb #11shortcuts067
+# %% ../nbs/11_shortcuts.ipynb #11shortcuts069
 def run_shortcuts(
     out:Path, # result file to write, ending in .json; the clip-by-clip table goes beside it as .csv.gz
     quick:bool=False, # a tiny version on synthetic scenes

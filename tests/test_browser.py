@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +178,19 @@ def test_without_scripts_there_are_pictures_and_sounds(new_page, player_file):
     assert page.locator("img.lmac-spectrogram").get_attribute("alt") == "A dog barks"
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_site_puts_nothing_between_shade_and_picture(new_page, player_file, tmp_path, theme):
+    "Pictures of a page have a white background, for dark themes; behind the shade it would wash out what the mask lets through"
+    css = (Path(__file__).parent.parent/"docs"/"site.css").read_text()
+    player = re.search("<figure.*</script>", player_file[0].read_text(), re.S)[0]
+    style = re.search("<style>.*?</style>", player_file[0].read_text(), re.S)[0]
+    for name, styles in dict(site=f"<style>{css}</style>", player=f'<style>main img[src^="data:image/png"] {{ background: #fff }}</style>{style}').items():   # each is enough by itself
+        (tmp_path/f"{name}.html").write_text(f'<!doctype html><html lang="en" data-theme="{theme}"><meta charset="utf-8"><title>x</title>{styles}<main>{player}<img id="other" alt="" src="data:image/png;base64,"></main>')
+        page = new_page((tmp_path/f"{name}.html").as_uri(), color_scheme=theme)
+        def background(selector): return page.locator(selector).evaluate("e => getComputedStyle(e).backgroundColor")
+        assert background("img.lmac-mask") == "rgba(0, 0, 0, 0)" and background("#other") == "rgb(255, 255, 255)"
+
+
 def test_it_fits_a_telephone(new_page, player_file):
     page = new_page(player_file[0].as_uri(), viewport=dict(width=400, height=800))
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
@@ -265,7 +279,6 @@ def site(tmp_path_factory):
     "The whole site, as `make site` renders it"
     import subprocess
     import sys
-    from pathlib import Path
     out = tmp_path_factory.mktemp("site")/"site"
     found = subprocess.run([sys.executable, Path(__file__).parent.parent/"docs"/"render.py", "--out", out], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]

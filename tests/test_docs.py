@@ -139,6 +139,14 @@ def test_quarto_settings_that_the_site_depends_on():
     assert {"/.quarto/", "**/*.quarto_ipynb", "/_site/"} <= set(ignored)   # quarto appends the first two itself
 
 
+def test_a_heading_in_an_output_hides_nothing(monkeypatch):
+    monkeypatch.syspath_prepend(FILTER.parent)
+    from render import anchored
+    def heading(n, text): return f'<h{n} id="{text.replace(" ", "-")}">{text}<a class="anchor-link" href="#x">¶</a></h{n}>'
+    body = anchored(f"{heading(2, 'First of all')}<h3>a widget's own</h3>{heading(2, 'In one file')}<p>A text</p>{heading(3, 'study_html')}")
+    assert body == '<h2 id="first-of-all">First of all</h2><h3>a widget\'s own</h3><h2 id="in-one-file">In one file</h2><p>A text</p><h3 id="study_html">study_html</h3>'
+
+
 def test_a_page_never_shows_a_dead_widget():
     nb = notebook("md:# Title\n\n> Subtitle", "widget")
     view = {WIDGET: {"model_id": "x"}, "text/plain": "W()"}

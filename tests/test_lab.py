@@ -358,7 +358,7 @@ def test_rectangles_fill_clear_and_start(brush, ask):
     judged(brush, ask)
     click(brush, "clear")
     for name, which, key in (("from–to s", 0, "ArrowUp"), ("from–to s", 1, "ArrowDown"), ("from–to Hz", 1, "ArrowDown")): press(handle(brush, name, which), key, 4)
-    (t0, t1), (f0, f1) = wait(lambda: ask("[brush.time_s.value, brush.frequency_hz.value]"), lambda v: v[0][0] > 0 and v[0][1] < 1.5 and v[1][1] < 8000)
+    (t0, t1), (f0, f1) = wait(lambda: ask("[brush.time_s.value, brush.frequency_hz.value]"), lambda v: v[0] == pytest.approx([.2, 1.3]) and v[1][1] == pytest.approx(7800))   # all four steps of each have arrived
     click(brush, "add")
     share = (t1 - t0) / 1.5 * (f1 - f0) / 8000
     wait(lambda: ask("brush.explanation.kept"), lambda k: k == pytest.approx(share, abs=.02))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lmac.audio import encode_audio, make_scene
+from lmac.audio import SOURCES, encode_audio, make_scene
 from lmac.explain import LMAC
 from lmac.widgets import BARS_S, Brush, ClipPicker, Explorer, Player, Question, Tuner, run_widgets, summarize_latencies, time_moves
 
@@ -159,6 +159,16 @@ def test_clips_of_a_dataset_can_be_picked(lmac, dataset):
     picker.listed.value = 2
     taken = picker.take()
     assert torch.equal(taken["waveform"], dataset.waveforms[2]) and taken["name"].startswith("rain: ")
+
+
+def test_scenes_of_the_classes_come_first(lmac):
+    explorer = Explorer(lmac)
+    names = [name for name, _ in explorer.picker.listed.options]
+    assert names[:10] == lmac.labels and sorted(names) == sorted(SOURCES)
+    explorer.picker.duration_s = 1.
+    taken = explorer.picker.take()
+    assert taken["name"] == "dog and rain" and taken["waveform"].shape == (1, 16000)
+    assert {name for name, _ in ClipPicker(labels=["siren"]).listed.options} == set(SOURCES) and ClipPicker(labels=["siren"]).listed.label == "siren"
 
 
 # static forms
