@@ -53,7 +53,7 @@ class CompressedInput(nn.Module):
     def forward(self, x:Tensor) -> Tensor: # `(batch, freq, frame)` -> `(batch, class)`
         "Logits or probabilities; differentiable in `x`"
         logits = self.classifier(self.expand(x))
-        return logits.softmax(1) if self.output == 'probability' else logits
+        return self.classifier.probabilities(logits) if self.output == 'probability' else logits
 
 # %% ../nbs/09_baselines.ipynb #09baselines010
 RULE = "scores below 0 count as 0; divided by the clip's 99th percentile (by the largest, if that is 0); cut at 1"
@@ -163,9 +163,16 @@ def draw(self:Baseline,
 def scores(self:Baseline,
     magnitude:Tensor, # magnitude spectrogram `(batch, freq, frame)`
     target=None, # class index or indices `(batch,)`; None: the class decided
+    phase:Tensor=None, # in radians, same shape; a classifier on waveforms needs it, others make no use of it
 ) -> Tensor: # same shape; larger is more important, on the method's own scale
     "What the method says of each bin; raises `ValueError` for a wrong input, a wrong target, or an unfit classifier"
     check_magnitude(magnitude)
+    if self.classifier.uses_phase and phase is not None:  # clip by clip, as what a method makes of a clip has the clip's phase
+        aims = [None] * len(magnitude) if target is None else torch.as_tensor(target).expand(len(magnitude)).tolist()
+        found = []
+        for clip, its_phase, aim in zip(magnitude.split(1), phase.split(1), aims):
+            with self.classifier.at_phase(its_phase.to(next(self.classifier.parameters()))): found.append(self.scores(clip, aim))
+        return torch.cat(found)
     with torch.inference_mode(False), torch.no_grad():
         magnitude = magnitude.detach().to(next(self.classifier.parameters())).clone(memory_format=torch.contiguous_format)
         target = check_target(target, self.classifier(magnitude)).clone()
@@ -181,9 +188,10 @@ def scores(self:Baseline,
 def attribute(self:Baseline,
     magnitude:Tensor, # magnitude spectrogram `(batch, freq, frame)`
     target=None, # class index or indices `(batch,)`; None: the class decided
+    phase:Tensor=None, # as for `scores`
 ) -> Tensor: # mask in [0, 1], same shape as `magnitude`
     "The scores, made into a mask as `how` says; raises `ValueError` as `scores` does"
-    return self.to_mask(self.scores(magnitude, target))
+    return self.to_mask(self.scores(magnitude, target, phase))
 
 # %% ../nbs/09_baselines.ipynb #09baselines027
 class Saliency(Baseline):
@@ -304,7 +312,7 @@ def map_to_bins(
     band_hz = getattr(classifier.front_end, 'frequencies', None)
     bin_hz = torch.linspace(0, classifier.sample_rate / 2, shape[0])
     if band_hz is None:
-        n_bands = classifier.front_end(torch.zeros(1, *shape).to(coarse)).shape[-2]
+        n_bands = classifier.features(torch.zeros(1, *shape).to(coarse)).shape[-2]
         band_hz = torch.linspace(0, classifier.sample_rate / 2, n_bands)
     bands = F.interpolate(coarse[:, None], (len(band_hz), shape[1]), mode='bilinear')[:, 0]
     return (bands.mT @ band_to_bin(band_hz.cpu(), bin_hz).to(bands)).mT
@@ -322,11 +330,13 @@ class GradCam(Baseline):
         super().__init__(classifier, **kwargs)
         self.layer = layer or classifier.taps[-1]
         _layer(classifier.model, self.layer)
+        nearest = next((tap for tap in reversed(classifier.taps) if f'{self.layer}.'.startswith(f'{tap}.')), classifier.taps[-1])
+        self.layout = classifier.layouts[nearest]
 
     def raw(self, x, target):
         cam = attr.LayerGradCam(self.model, _layer(self.classifier.model, self.layer))
         with not_inplace(self.classifier): coarse = cam.attribute(x, target, relu_attributions=True)
-        coarse = one_map([coarse], self.layer, self.classifier.map_layout)[:, 0]
+        coarse = one_map([coarse], self.layer, self.layout, x.shape[-1])[:, 0]
         return map_to_bins(coarse, self.classifier, x.shape[1:])
 
 # %% ../nbs/09_baselines.ipynb #09baselines053
@@ -554,8 +564,8 @@ class L2ITask(Task):
 
     def terms(self, waveform):
         "Each term of the loss, clip by clip"
-        magnitude = self.stft(waveform)[0]
-        with torch.no_grad(): logits, maps = self.classifier.with_taps(magnitude)
+        magnitude, phase = self.stft(waveform)
+        with torch.no_grad(): logits, maps = self.classifier.with_taps(magnitude, phase)
         activations, _, found = self.trained([m.float() for m in maps], magnitude.shape[-1])
         x, probabilities = magnitude.log1p(), logits.float().softmax(1)
         error = (x - self.trained.dictionary @ activations.float()).square().sum((1, 2)) / x.square().sum((1, 2)).clamp_min(1e-6)
@@ -590,7 +600,7 @@ def train_l2i(
     folder, sha256 = Path(folder), _sha256(_tensors(classifier.model))
     settings = dict(epochs=epochs, n_components=n_components, batch_size=batch_size, lr=lr, seed=seed, n_clips=len(dataset))
     dictionary = learn_dictionary(stft, dataset, n_components, seed=seed)
-    with torch.no_grad(): _, maps = classifier.with_taps(stft(dataset[0][0][None].to(next(classifier.parameters())))[0])
+    with torch.no_grad(): _, maps = classifier.with_taps(*stft(dataset[0][0][None].to(next(classifier.parameters()))))
     with seeded(seed): network = L2INetwork([m.shape[1] for m in maps], stft.n_freqs, len(classifier.labels), n_components)
     network.dictionary.copy_(dictionary)
     loaders = loader(dataset, batch_size, shuffle=True, seed=seed), loader(valid or dataset, batch_size)

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from .audio import SOURCES, load_audio, make_scene, save_audio, write_atomically
 from .data import ClipDataset, audio_files, data_root, match_length, mix_at_snr
-from .evaluation import (ROUTES, Bar, Whole, add_costs, check_dataset, clip_scores, describe_clips, judge_mask,
+from .evaluation import (ROUTES, Bar, Whole, add_costs, check_dataset, clip_scores, describe_clips, judge_mask, phase_for,
                              provenance, result_file, take_whole, weights_sha256)
 from .explain import LMAC, explainer_folder
 from .masking import binarize
@@ -191,10 +191,12 @@ def attribution(
     method, # anything with `attribute(magnitude, target)`, perhaps with `scores` and `to_mask`
     magnitude:Tensor, # `(batch, freq, frame)`
     target:Tensor, # classes decided `(batch,)`
+    phase:Tensor=None, # for classifiers on waveforms, same shape as `magnitude`; None: the method is not given one
 ) -> tuple: # mask in [0, 1], and the scores to rank bins by, both of the magnitude's shape
     "A method's mask and its ranking, of one computation if it has `to_mask`; raises `ValueError` for what is no mask"
-    scores = method.scores(magnitude, target).detach() if hasattr(method, 'scores') else None
-    mask = (method.to_mask(scores) if hasattr(method, 'to_mask') else method.attribute(magnitude, target)).detach()
+    extra = {} if phase is None else dict(phase=phase)
+    scores = method.scores(magnitude, target, **extra).detach() if hasattr(method, 'scores') else None
+    mask = (method.to_mask(scores) if hasattr(method, 'to_mask') else method.attribute(magnitude, target, **extra)).detach()
     if mask.shape != magnitude.shape or not ((mask >= 0) & (mask <= 1)).all():
         found = f"shape {tuple(mask.shape)}, {mask.min():.3g} to {mask.max():.3g}"
         raise ValueError(f"{getattr(method, 'name', method)} must give masks of shape {tuple(magnitude.shape)} within 0 and 1. Found: {found}.")
@@ -238,7 +240,7 @@ def take_batches(
     everything = zip(*(x.split(batch_size) for x in (*contaminate(clips, condition, seed), clips.targets)))
     for waveform, target, other, label in everything:
         whole = take_whole(explainer, waveform)
-        silence = explainer.classifier(torch.zeros_like(whole.magnitude[:1])).softmax(1)[0, whole.decided]
+        silence = explainer.probabilities_of(torch.zeros_like(whole.magnitude[:1]), whole.phase[:1])[0, whole.decided]
         parts = [explainer.magnitude_phase(x.to(explainer.device))[0] for x in (target, other)]
         batches.append(Batch(whole, waveform, target, silence, parts[0] > parts[1] if other.any() else None, whole.decided.cpu() == label))
     return batches
@@ -292,7 +294,7 @@ def score_method(
     seconds, found = 0., []
     for batch in batches:
         start = time.perf_counter()
-        mask, scores = attribution(method, batch.whole.magnitude, batch.whole.decided)
+        mask, scores = attribution(method, batch.whole.magnitude, batch.whole.decided, phase_for(explainer, batch.whole))
         seconds += time.perf_counter() - start
         found.append(judge_all(explainer, batch, mask, scores, shares))
         step()

@@ -158,6 +158,7 @@ class TappedClassifier(nn.Module):
         for name in self.taps: _layer(model, name)
         self.layouts = {tap: check_layout(map_layout.get(tap) if isinstance(map_layout, dict) else map_layout) for tap in self.taps}
         self.sample_rate, self.map_layout, self.duration_s, self.multi_label = sample_rate, map_layout, duration_s, multi_label
+        self.standing_phase = None # see `at_phase`
         self.requires_grad_(False).train(False)
 
     @property
@@ -175,8 +176,9 @@ def features(self:TappedClassifier,
 ) -> Tensor: # what the model takes
     "The front end's features; raises `ValueError` for a phase that is missing"
     if not self.uses_phase: return self.front_end(magnitude)
+    if phase is None: phase = self.standing_phase
     if phase is None: raise ValueError("This classifier works on waveforms, and a magnitude alone is none: hand in its phase as well.")
-    return self.front_end(magnitude, phase)
+    return self.front_end(magnitude, phase.expand_as(magnitude))
 
 @patch
 def forward(self:TappedClassifier,
@@ -196,6 +198,16 @@ def with_taps(self:TappedClassifier,
     with tapped(self.model, self.taps) as outputs:
         logits = self(magnitude, phase)
     return logits, [one_map(outputs[name], name, self.layouts[name], magnitude.shape[-1]) for name in self.taps]
+
+@patch
+@contextmanager
+def at_phase(self:TappedClassifier,
+    phase:Tensor, # of one clip `(1, freq, frame)`, or None
+):
+    "Take this phase for all magnitudes that come without one: for methods that know of magnitudes only"
+    before, self.standing_phase = self.standing_phase, phase
+    try: yield self
+    finally: self.standing_phase = before
 
 # %% ../nbs/03_classifier.ipynb #03classifier033
 @patch

@@ -332,7 +332,7 @@ def reference_config(
     seed:int, # of everything random
 ) -> dict: # parts `classifier` and `explainer`, `search_epochs`
     "What classifier and decoders are trained with: the bundled configurations, on a classifier of matching shapes"
-    epochs = dict(classifier=1, explainer=1) if quick else dict(classifier=32, explainer=7)
+    epochs = dict(classifier=1, explainer=1) if quick else dict(classifier=32, explainer=21)
     classifier, explainer = (changed(read_config(name), data__dataset=None, data__credit=None, training__seed=seed, mixed_precision='no' if quick else 'bf16',
                                      training__epochs=epochs[part]) for part, name in (('classifier', 'esc10-classifier'), ('explainer', 'esc10')))
     explainer = changed(explainer, augmentation__targets='decided', augmentation__absent_share=0.)  # the reference can't be asked for others

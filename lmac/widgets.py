@@ -56,7 +56,8 @@ class Question:
         "What a method makes of the question, computed once"
         key = method if isinstance(method, str) else id(method)
         if key not in self.found:
-            self.found[key] = attribution(load_method(method, self.explainer), self.magnitude, torch.tensor([self.index], device=self.magnitude.device))
+            self.found[key] = attribution(load_method(method, self.explainer), self.magnitude, torch.tensor([self.index], device=self.magnitude.device),
+                                          self.phase if self.explainer.classifier.uses_phase else None)
         return self.found[key]
 
 # %% ../nbs/12_widgets.ipynb #12widgets006
@@ -408,7 +409,7 @@ class Monitor(Callback):
     def after_epoch(self, learner):
         base, now = self.question.explainer, learner.epoch + 1
         explainer = LMAC(learner.task.classifier, copy.deepcopy(learner.accelerator.unwrap_model(learner.task.trained)).eval(), base.stft, base.domain)
-        self.samples[now] = self.question.answer(explainer.attribute(self.question.magnitude, torch.tensor([self.question.index])))
+        self.samples[now] = self.question.answer(explainer.attribute(self.question.magnitude, torch.tensor([self.question.index]), phase=self.question.phase))
         self.curves.value = curves_png(learner.history)
         follow, self.epoch.max = self.epoch.value == self.epoch.max, now
         if follow: self.epoch.value = now

@@ -238,3 +238,35 @@ def test_clips_to_train_on(tmp_path, sounds):
 def test_missing_phase_is_named():
     explainer = LMAC.for_classifier(Wave(), sample_rate=RATE, duration_s=SECONDS)
     with pytest.raises(ValueError, match='hand in its phase'): explainer.attribute(torch.zeros(1, explainer.stft.n_freqs, 63))
+
+
+def test_phase_may_stand_for_methods_that_know_of_magnitudes_only(sounds):
+    from lmac.baselines import BASELINES
+    from lmac.benchmark import attribution
+    torch.manual_seed(0)
+    explainer = LMAC.for_classifier(Wave(), stft=STFT(512, 128), labels=list('abc'), sample_rate=RATE, duration_s=SECONDS)
+    magnitude, phase = explainer.magnitude_phase(sounds[:2])
+    decided = explainer.classifier(magnitude, phase).argmax(1)
+    assert torch.equal(decided, explainer.classify(sounds[:2, None], RATE).argmax(1))
+    for name in ('saliency', 'integrated_gradients', 'smoothgrad', 'occlusion', 'gradcam', 'energy'):
+        method = BASELINES[name](explainer.classifier)
+        both, _ = attribution(method, magnitude, decided, phase)
+        alone = [attribution(method, magnitude[i:i + 1], decided[i:i + 1], phase[i:i + 1])[0] for i in range(2)]
+        assert torch.allclose(both, torch.cat(alone), atol=1e-5), name
+    x = magnitude[:1].log1p().requires_grad_()  # the definition of saliency, with the phase given
+    gradient, = torch.autograd.grad(explainer.classifier(x.expm1(), phase[:1])[0, decided[0]], x)
+    found = BASELINES['saliency'](explainer.classifier).scores(magnitude[:1], decided[:1], phase[:1])
+    assert torch.allclose(found, gradient.abs(), atol=1e-6) and explainer.classifier.standing_phase is None
+
+
+def test_waveform_classifier_goes_through_the_benchmark(tmp_path):
+    from lmac.benchmark import benchmark, read_benchmark, scene_dataset
+    torch.manual_seed(0)
+    names = ['dog', 'rain', 'siren']
+    explainer = LMAC.for_classifier(Wave(), stft=STFT(512, 128), labels=names, sample_rate=RATE, duration_s=SECONDS)
+    (tmp_path / 'scenes').mkdir()
+    dataset = scene_dataset(names, tmp_path / 'scenes', sample_rate=RATE, duration_s=SECONDS)
+    benchmark(explainer, dataset, [5], tmp_path / 'b.json', ['lmac', 'saliency', 'random'], ['clean', 'white_noise@3'], [0], name='wave', data='scenes', batch_size=4)
+    table = read_benchmark(tmp_path / 'b.json')[2]
+    assert set(table.method) == {'lmac', 'saliency', 'random'}
+    assert table[table['mask'] == 'soft'].p_in.notna().all() and set(table.judged_on) == {'spectrogram', 'heard'}

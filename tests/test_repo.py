@@ -246,9 +246,22 @@ def test_ci_runs_the_commands_of_the_readme():
 
 def test_readme_code_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT/"README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 1 and len([line for line in blocks[0].splitlines() if line.strip()]) <= 10
+    assert len(blocks) == 2 and len([line for line in blocks[0].splitlines() if line.strip()]) <= 10
     check = "\nassert ex.label in lmac.labels and mask.shape == magnitude.shape and 0 <= mask.min() <= mask.max() <= 1"
     res = subprocess.run([sys.executable, "-c", blocks[0] + check], cwd=tmp_path, capture_output=True, text=True)
     assert res.returncode == 0, res.stderr[-2000:]
     files = {"explanation.wav", "residual.wav", "mask.png", "report.html", "explanation.json"}
     assert files <= {p.name for p in (tmp_path/"out").iterdir() if p.stat().st_size}
+    prepare = """
+import torch
+from pathlib import Path
+from torch import nn
+from lmac.audio import make_scene, save_audio
+from lmac.explain import LMAC
+network = nn.Sequential(nn.Unflatten(1, (1, -1)), nn.Conv1d(1, 8, 64, 64), nn.ReLU(), nn.Conv1d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3))
+Path("recordings").mkdir()
+for i in range(4): save_audio(f"recordings/{i}.wav", make_scene({"dog": 0}, 1., seed=i).waveform, 16000)
+save_audio("one.wav", make_scene({"rain": 0}, 1.).waveform, 16000)
+"""
+    res = subprocess.run([sys.executable, "-c", prepare + blocks[1].replace("epochs=40", "epochs=1")], cwd=tmp_path, capture_output=True, text=True)
+    assert "epochs=40" in blocks[1] and res.returncode == 0, res.stderr[-2000:]
