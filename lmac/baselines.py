@@ -30,6 +30,7 @@ from .data import ClipDataset, loader
 from .decoder import band_to_bin
 from .explain import _sha256, _tensors, config_errors, load_classifier, load_weights, write_together
 from .masking import DOMAINS, apply_mask
+from .parallel import is_main, ours
 from .provenance import origin
 from .spectrogram import STFT
 from .training import Checkpoint, Learner, Log, Progress, Task, mix_some, random_gain, random_roll
@@ -579,7 +580,7 @@ class L2ITask(Task):
     def forward(self, waveform, target=None):
         clips = random_gain(random_roll(waveform))
         other = random_roll(clips)[torch.randperm(len(clips), device=clips.device)]
-        return {k: v.mean() for k, v in self.terms(mix_some(clips, other, self.mix_share, -2., 18.)).items()}
+        return {k: v.mean() for k, v in self.terms(ours(mix_some(clips, other, self.mix_share, -2., 18.))).items()}
 
 # %% ../nbs/09_baselines.ipynb #09baselines090
 def train_l2i(
@@ -595,10 +596,12 @@ def train_l2i(
     seed:int=0, # of everything random
     progress:bool=True, # show a progress bar
     mixed_precision:str='no', # 'no', 'bf16' or 'fp16'
+    **kwargs, # passed on to `Learner`: accumulate, compile
 ) -> Path: # the folder, for `L2I.from_folder`
     "Learn a dictionary and train an `L2INetwork`; goes on where it was killed; raises `ValueError`"
     folder, sha256 = Path(folder), _sha256(_tensors(classifier.model))
     settings = dict(epochs=epochs, n_components=n_components, batch_size=batch_size, lr=lr, seed=seed, n_clips=len(dataset))
+    settings |= {k: v for k, v in kwargs.items() if k == 'accumulate'}
     dictionary = learn_dictionary(stft, dataset, n_components, seed=seed)
     with torch.no_grad(): _, maps = classifier.with_taps(*stft(dataset[0][0][None].to(next(classifier.parameters()))))
     with seeded(seed): network = L2INetwork([m.shape[1] for m in maps], stft.n_freqs, len(classifier.labels), n_components)
@@ -606,8 +609,9 @@ def train_l2i(
     loaders = loader(dataset, batch_size, shuffle=True, seed=seed), loader(valid or dataset, batch_size)
     learner = Learner(L2ITask(classifier, network, stft), *loaders, epochs, lr, seed=seed, folder=folder/'training',
                       mixed_precision=mixed_precision, config=settings | dict(classifier=sha256, precision=mixed_precision),
-                      callbacks=[Checkpoint(), Log()] + [Progress()] * progress)
+                      callbacks=[Checkpoint(), Log()] + [Progress()] * progress, **kwargs)
     learner.fit()
+    if not is_main(): return folder  # one of several processes writes
     network.cpu().load_state_dict(load_file(folder/'training'/'best.safetensors'))
     weights, history = _tensors(network), learner.history
     config = dict(format=1, kind='l2i', stft=stft.config, classifier=classifier.config | dict(sha256=sha256), network=network.config,

@@ -9,8 +9,8 @@ __all__ = ['KINDS', 'KEYS', 'NUMBERS', 'LOWER', 'NO_CONTEST', 'ALL_CONDITIONS', 
            'take_batches', 'judge_all', 'improvement', 'score_ranking', 'score_method', 'plot_curves',
            'resampled_means', 'by_clip', 'summarize_contest', 'holm', 'compare', 'verdict', 'show_contest',
            'load_method', 'load_other', 'fingerprint', 'write_part', 'read_part', 'identity', 'load_methods',
-           'part_files', 'run_parts', 'join_parts', 'all_methods', 'few_clips', 'scene_dataset', 'benchmark',
-           'read_benchmark', 'benchmark_figures']
+           'part_files', 'run_parts', 'join_parts', 'all_methods', 'few_clips', 'scene_dataset', 'write_benchmark',
+           'benchmark', 'read_benchmark', 'benchmark_figures']
 
 # %% ../nbs/10_benchmark.ipynb #10benchmark002
 import gzip, hashlib, json, math, re, shutil, time
@@ -32,6 +32,7 @@ from .evaluation import (ROUTES, Bar, Whole, add_costs, check_dataset, clip_scor
 from .explain import LMAC, explainer_folder
 from .masking import binarize
 from .metrics import complexity, sparseness
+from .parallel import gather, is_main, on_main, take_turns
 from .provenance import git_revision
 from .training import random_noise
 
@@ -522,11 +523,12 @@ def run_parts(
     batch_size:int, # clips at a time
     progress:bool, # show a progress bar
 ):
-    "Make the parts that are not there yet"
-    n_batches, missing = -(-len(clips) // batch_size), [key for key, file in files.items() if not file.is_file()]
-    shared = None
-    with tqdm(total=n_batches * len(files), initial=n_batches * (len(files) - len(missing)), unit='batch', disable=not progress) as bar:
-        for name, condition, seed in missing:
+    "Make the parts that are not there yet; of several processes each takes the next part when it is free"
+    n_batches, missing = -(-len(clips) // batch_size), on_main(lambda: [key for key, file in files.items() if not file.is_file()])
+    shared, begun = None, len(files) - len(missing)
+    with tqdm(total=n_batches * len(files), initial=n_batches * begun, unit='batch', disable=not (progress and is_main())) as bar:
+        for i, (name, condition, seed) in take_turns(missing):
+            bar.update(max(n_batches * (begun + i) - bar.n, 0))  # what others have begun since
             bar.set_description(f'{name}, {condition}')
             start = time.perf_counter()
             if shared != (condition, seed): batches, shared = take_batches(explainer, clips, condition, seed, batch_size), (condition, seed)
@@ -583,6 +585,22 @@ def scene_dataset(
     return ClipDataset(pd.DataFrame(rows), labels, sample_rate, duration_s, cache_dir=folder)
 
 # %% ../nbs/10_benchmark.ipynb #10benchmark087
+def write_benchmark(
+    out:Path, # result file
+    files:dict, # from `part_files`, all there
+    made:dict, # provenance
+    add_costs=None, # puts costs into a result
+) -> dict: # what the result file holds
+    "Join the parts, write result file and table, remove the parts"
+    per_clip, result, revisions = join_parts(files)
+    result['provenance'] = made | dict(git=revisions[0] if len(revisions) == 1 else revisions)
+    if add_costs: add_costs(result)
+    write_atomically(out.with_suffix('.csv.gz'), gzip.compress(per_clip.to_csv(index=False, float_format='%.6g').encode(), mtime=0))
+    write_atomically(out, re.sub(r'\n {4,}|\n {3}(?=\])', '', json.dumps(result, indent=1)).encode())  # each row of the results on one line
+    shutil.rmtree(out.with_suffix('.parts'))
+    return result
+
+# %% ../nbs/10_benchmark.ipynb #10benchmark088
 def benchmark(
     explainer:LMAC, # whose classifier is explained, and which is the method 'lmac'
     dataset:ClipDataset, # clips of the classifier's classes, at its rate
@@ -612,16 +630,12 @@ def benchmark(
     files = part_files(parts, about, conditions, list(seeds), clips=[clips.cache_file.name, clips.table['path'].map(str).tolist()], version=1,
                        weights=weights_sha256(explainer), stft=explainer.stft.config, domain=explainer.domain, shares=asdict(shares))
     run_parts(explainer, clips, {found['name']: method for found, method in loaded}, files, shares, batch_size, progress)
-    per_clip, result, revisions = join_parts(files)
     made = provenance(explainer, name, data, clips, 0, command) | dict(methods=about, conditions=conditions, seeds=list(seeds), shares=asdict(shares), quick=quick)
-    result['provenance'] = made | dict(git=revisions[0] if len(revisions) == 1 else revisions)
-    if costs: add_costs(result, explainer, name)
-    write_atomically(out.with_suffix('.csv.gz'), gzip.compress(per_clip.to_csv(index=False, float_format='%.6g').encode(), mtime=0))
-    write_atomically(out, re.sub(r'\n {4,}|\n {3}(?=\])', '', json.dumps(result, indent=1)).encode())  # each row of the results on one line
-    shutil.rmtree(parts)
-    return result
+    def finish(): return write_benchmark(out, files, made, (lambda result: add_costs(result, explainer, name)) if costs else None)
+    gather([])  # until all parts are there
+    return on_main(finish)
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark092
+# %% ../nbs/10_benchmark.ipynb #10benchmark093
 def read_benchmark(
     out, # result file that `benchmark` wrote
 ) -> tuple: # the result, its summary as a table, and the table with a row per clip
@@ -629,7 +643,7 @@ def read_benchmark(
     result = json.loads(Path(out).read_text())
     return result, pd.DataFrame(**result['results']), pd.read_csv(Path(out).with_suffix('.csv.gz'), dtype=dict(clip=str))
 
-# %% ../nbs/10_benchmark.ipynb #10benchmark097
+# %% ../nbs/10_benchmark.ipynb #10benchmark098
 OUT_OF_DOMAIN = ('mixture@5', 'white_noise@3', 'speech@5')
 BENCHMARK_BARS = [Bar(condition, *bar) for condition in OUT_OF_DOMAIN for bar in
                   [('AI', '≥', 65), ('AD', '≤', 5), ('AG', '≥', 30), ('FF', '≥', .4), ('Fid-In', '≥', .9)]] + [Bar('benchmark', 'minutes', '≤', 45)]

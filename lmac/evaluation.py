@@ -27,6 +27,7 @@ from .explain import LMAC, explainer_folder
 from .masking import apply_mask
 from .metrics import (METRICS, average_drop, average_gain, average_increase, complexity, faithfulness,
                           input_fidelity, sparseness, summarize)
+from .parallel import gather, is_main, processes
 from .provenance import origin
 from .spectrogram import STFT, LogMel
 
@@ -160,8 +161,11 @@ def score_clips(
 ) -> pd.DataFrame: # one row per clip
     "Score the explanation of every clip; raises `ValueError` for a dataset of other classes or another rate"
     check_dataset(explainer, dataset)
-    bar = tqdm(loader(dataset, batch_size), unit='batch', disable=not progress)
-    batches = [{k: v.cpu() for k, v in score_batch(explainer, waveform, threshold, heard).items()} for waveform, _ in bar]
+    index, count = processes()
+    bar = tqdm(loader(dataset, batch_size), unit='batch', disable=not (progress and is_main()))
+    batches = [(i, {k: v.cpu() for k, v in score_batch(explainer, waveform, threshold, heard).items()})
+               for i, (waveform, _) in enumerate(bar) if i % count == index]
+    batches = [batch for _, batch in sorted(gather(batches), key=lambda row: row[0])]
     scores = {k: torch.cat([batch[k] for batch in batches]) for k in batches[0]}
     decided = scores.pop('decided')
     return describe_clips(dataset, decided).assign(**{k: v.numpy() for k, v in scores.items()})
@@ -251,7 +255,7 @@ def provenance(
 ) -> dict: # plain values
     "All that is needed to repeat an evaluation"
     made = origin(command)
-    made['machine']['device'] = explainer.device.type
+    made['machine'] |= dict(device=explainer.device.type, processes=processes()[1])
     return made | dict(seed=seed, explainer=dict(name=Path(name).name, sha256=weights_sha256(explainer)),
                        dataset=dict(name=Path(data).name, folds=sorted(set(clips.folds.tolist())), n_clips=len(clips)))
 
@@ -309,6 +313,7 @@ def evaluate(
     seconds = time.perf_counter() - start
     made = provenance(explainer, name, data, clips, seed, command)
     result = summarize_ways(tables, seed) | dict(timing=dict(evaluation_s=seconds), provenance=made)
+    if not is_main(): return result  # of several processes one measures costs and writes
     if costs: add_costs(result, explainer, name)
     per_clip = pd.concat(tables, names=['mask', 'judged_on']).reset_index(level=[0, 1])
     write_atomically(out.with_suffix('.csv.gz'), gzip.compress(per_clip.to_csv(index=False).encode(), mtime=0))

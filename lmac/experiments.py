@@ -4,29 +4,33 @@
 
 # %% auto #0
 __all__ = ['SYNTHETIC', 'MASKS', 'EQUAL_SHARES', 'RATES', 'DECODERS', 'EXPLAIN_ONCE', 'BETTER', 'FASTER',
-           'WEIGHTS_AND_THRESHOLDS', 'ABLATIONS', 'EXPERIMENTS', 'synthetic_clips', 'open_clips', 'mixtures',
-           'log_spectral_distance', 'hear', 'quality', 'stacked', 'score_conditions', 'score_shares', 'interval_rows',
-           'paired_row', 'paired_rows', 'changed', 'part_folder', 'fit', 'explainer_task', 'scored', 'begin', 'finish',
-           'checksum', 'RecordedTask', 'reference_config', 'reference_classifier', 'accuracy', 'fit_decoder', 'compete',
-           'time_in_turns', 'training_step', 'explanation_times', 'explanation_memory_mb', 'reference_costs',
-           'run_reference', 'check_reference', 'tradeoff_points', 'bundled_parent', 'bundled_clips', 'score_each',
-           'score_point', 'run_tradeoff', 'pareto', 'ablation_configs', 'score_ablation', 'run_ablation']
+           'WEIGHTS_AND_THRESHOLDS', 'ABLATIONS', 'TIMED', 'LONG_BARS', 'EXPERIMENTS', 'synthetic_clips', 'open_clips',
+           'mixtures', 'log_spectral_distance', 'hear', 'quality', 'stacked', 'score_conditions', 'score_shares',
+           'interval_rows', 'paired_row', 'paired_rows', 'changed', 'part_folder', 'fit', 'explainer_task', 'scored',
+           'begin', 'finish', 'checksum', 'RecordedTask', 'reference_config', 'reference_classifier', 'accuracy',
+           'fit_decoder', 'compete', 'time_in_turns', 'training_step', 'explanation_times', 'explanation_memory_mb',
+           'reference_costs', 'run_reference', 'check_reference', 'tradeoff_points', 'bundled_parent', 'bundled_clips',
+           'score_each', 'score_point', 'run_tradeoff', 'pareto', 'ablation_configs', 'score_ablation', 'run_ablation',
+           'long_recording', 'time_long', 'long_bars', 'run_long']
 
 # %% ../nbs/11_experiments.ipynb #11experiments002
-import copy, gzip, hashlib, json, statistics, sys, time, zlib
+import copy, gzip, hashlib, json, statistics, sys, tempfile, time, zlib
 from pathlib import Path
 
 import pandas as pd
+import soundfile as sf
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from .audio import make_scene, save_audio, write_atomically
+from .audio import fit_peak, make_scene, resample, save_audio, write_atomically
 from .benchmark import si_sdr, top_share
 from .classifier import Cnn14, TappedClassifier
 from .data import ClipDataset, loader, mix_at_snr
 from .decoder import MaskDecoder
 from .evaluation import clip_scores, full_width, judge_mask, peak_rss_mb, result_file, score_batch, take_whole
 from .explain import LMAC, explainer_folder, save_classifier
+from .long import LongExplanation
 from .masking import Guidance, MaskingLoss, apply_mask
 from .metrics import METRICS, bootstrap_interval, complexity, sparseness
 from .provenance import origin
@@ -711,5 +715,79 @@ def run_ablation(
                   groups={name: ABLATIONS[name][0] for name in configs},
                   rows=interval_rows(per_clip, ['variant', 'condition', 'mask']), differences=differences)
 
-# %% ../nbs/11_experiments.ipynb #11experiments081
+# %% ../nbs/11_experiments.ipynb #11experiments082
+def long_recording(
+    path:Path, # wav file to write
+    clips:ClipDataset, # to draw from
+    minutes:float, # length
+    sample_rate:int=None, # Hz; None: that of the clips
+    seed:int=0, # of the pairs and their levels
+) -> Path: # the file
+    "Pairs of clips mixed at -10 to 10 dB, one pair after the other"
+    generator, rate = torch.Generator().manual_seed(seed), sample_rate or clips.sample_rate
+    n_clips = round(60 * minutes * clips.sample_rate / clips.waveforms.shape[1])
+    with sf.SoundFile(path, 'w', rate, 1, 'PCM_16') as file:
+        for _ in range(n_clips):
+            first, second = clips.waveforms[torch.randint(len(clips), (2,), generator=generator)]
+            mixed = mix_at_snr(first, second, 20 * torch.rand((), generator=generator) - 10)
+            file.write(fit_peak(resample(mixed, clips.sample_rate, rate))[0].numpy())
+    return path
+
+TIMED = """import json, sys, torch
+from lmac.explain import LMAC
+from lmac.long import explain_stream
+path, out, name, options = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+torch.set_num_threads(2)
+explainer = LMAC.from_pretrained(name)
+explain_stream(explainer, .1 * torch.randn(16 * explainer.sample_rate), out, explainer.sample_rate, progress=False)
+explain_stream(explainer, path, out, progress=False, **options)
+"""
+
+def time_long(
+    path:Path, # a recording
+    out:Path, # folder for its explanation
+    name:str='esc10', # bundled explainer, folder or id
+    **options, # of `explain_stream`
+) -> dict: # `seconds`, `times_real_time`, `peak_mb`, `windows`
+    "What it costs to explain a recording, in a process of its own; raises `RuntimeError` if that fails"
+    peak_mb = peak_rss_mb([sys.executable, '-c', TIMED, path, out, name, json.dumps(options)])
+    found = LongExplanation.load(out)
+    return dict(seconds=found.seconds, times_real_time=found.duration_s / found.seconds, peak_mb=peak_mb, windows=len(found.timeline))
+
+# %% ../nbs/11_experiments.ipynb #11experiments084
+LONG_BARS = dict(peak_mb=('at most', 1500.), ratio=('between', 9., 11.), times_real_time=('at least', 20.)) # of an hour
+
+def long_bars(
+    rows:pd.DataFrame, # length, minutes, seconds, times_real_time, peak_mb
+) -> list: # of dicts: what, measured, bar, met
+    "The hour against the bars; of several runs of one length the median counts, and of peaks the highest"
+    long, short = rows[rows.length == 'long'], rows[rows.length == 'short']
+    found = dict(peak_mb=long.peak_mb.max(), ratio=long.seconds.median() / short.seconds.median(), times_real_time=long.times_real_time.median())
+    holds = {'at most': lambda x, most: x <= most, 'at least': lambda x, least: x >= least, 'between': lambda x, low, high: low <= x <= high}
+    return [dict(what=name, measured=float(found[name]), bar=f"{how} {' and '.join(f'{x:g}' for x in limits)}", met=bool(holds[how](found[name], *limits)))
+            for name, (how, *limits) in LONG_BARS.items()]
+
+def run_long(
+    out='nbs/results/long.json', # result file
+    quick:bool=False, # a minute of synthetic clips for an hour
+    seed:int=0, # of the pairs
+    runs='runs', # as for other experiments; nothing is kept there, as times must be taken in one go
+    progress:bool=True, # show a progress bar
+) -> dict: # what the result file holds
+    "Time and memory of an hour and of six minutes with the bundled explainer; raises as `esc50` if the recordings are not there"
+    out, start, minutes = result_file(out), time.perf_counter(), dict(short=.1, long=1.) if quick else dict(short=6., long=60.)
+    variants = [('short', {})] * (1 if quick else 3) + [('long', {}), ('short', dict(judge=False)), ('short at 44.1 kHz', dict(own_rate=True))]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        clips, folder = bundled_clips(quick, Path(folder)), Path(folder)
+        files = {name: long_recording(folder / f'{name}.wav', clips, n, seed=seed) for name, n in minutes.items()}
+        files['short at 44.1 kHz'] = long_recording(folder / '44100.wav', clips, minutes['short'], 44100, seed)
+        for name, options in tqdm(variants, unit='run', disable=not progress):
+            made = dict(length=name if name != 'short' or not options else 'short, not judged', minutes=minutes[name.split()[0]])
+            rows.append(made | time_long(files[name], folder / 'out', **options))
+    table = pd.DataFrame(rows)
+    return finish(out, start, table, experiment='long', quick=quick, seed=seed, parent=bundled_parent(), threads=2, rows=rows, bars=long_bars(table),
+                  dataset=dict(name='scenes' if quick else 'esc10', n_clips=len(clips)))
+
+# %% ../nbs/11_experiments.ipynb #11experiments086
 EXPERIMENTS = dict(reference=run_reference, tradeoff=run_tradeoff, ablation=run_ablation) # name → function

@@ -17,6 +17,7 @@ import torch
 from . import __version__
 from .audio import write_atomically
 from .explain import LMAC
+from .parallel import is_main
 
 # %% ../nbs/09_recipes.ipynb #09recipes005
 CONFIGS = Path(str(files('lmac'))) / 'configs' # of the bundled models
@@ -78,7 +79,8 @@ def learn(
     config:dict, # the configuration
     out:Path, # folder of the run
     mixed_precision:str, # as in accelerate
-):
+    compile:bool=False, # compile the trained module, see `Learner`
+) -> dict: # the `training_record`; None in all but the main process
     "Train with progress, log, checkpoints; leaves the task with the weights of the best epoch, and history.csv in `out`"
     from lmac.data import loader
     from lmac.training import Checkpoint, Learner, Log, Progress
@@ -88,12 +90,13 @@ def learn(
     learner = Learner(task, loader(dataset.fold(*data['train']), size, shuffle=True, seed=seed, drop_last=True),
                       loader(dataset.fold(*data['valid']), size), folder=out / 'training', mixed_precision=mixed_precision,
                       callbacks=[Progress(), Log(), Checkpoint(**config['monitor'])],
-                      config=json.loads(json.dumps(config | dict(mixed_precision=mixed_precision))), **settings)
+                      config=json.loads(json.dumps(config | dict(mixed_precision=mixed_precision))), compile=compile, **settings)
     learner.fit()
+    if not is_main(): return None  # of several processes one writes
     task.trained.load_state_dict(load_file(out / 'training' / 'best.safetensors'))
-    task.eval()
+    task.cpu().eval()
     for name in ('history.csv', 'history.png'): write_atomically(out / name, (out / 'training' / name).read_bytes())
-    return learner
+    return training_record(config, learner)
 
 # %% ../nbs/09_recipes.ipynb #09recipes012
 def training_record(
@@ -107,7 +110,7 @@ def training_record(
     dataset = config['data']['dataset']
     shown = Path(dataset).name if Path(dataset).is_absolute() else dataset  # folders of one machine say nothing on another
     return dict(config=config | dict(data=config['data'] | dict(dataset=shown)), command=command_line(sys.argv), lmac_version=__version__, torch_version=torch.__version__.split('+')[0],
-                git=git_revision(), machine=machine() | dict(device=learner.accelerator.device.type), epochs=len(learner.history),
+                git=git_revision(), machine=machine() | dict(device=learner.accelerator.device.type, processes=learner.count), epochs=len(learner.history),
                 seconds=round(sum(row['seconds'] for row in learner.history), 1), best_epoch=best['epoch'],
                 validation={k.removeprefix('valid_'): round(v, 4) for k, v in best.items() if k.startswith('valid_')})
 
@@ -154,7 +157,8 @@ def train_classifier(
     config:dict, # the configuration
     out:Path, # folder for the model
     mixed_precision:str='no', # as in accelerate
-):
+    compile:bool=False, # compile the network, see `Learner`
+) -> dict: # numbers on the test folds; empty in all but the main process
     "Train a Cnn14 and write config.json, classifier.safetensors, history and model card"
     from accelerate.utils import set_seed
     from lmac.classifier import Cnn14, TappedClassifier
@@ -167,7 +171,8 @@ def train_classifier(
     front_end = LogMel(rate, config['stft']['n_fft'], **config['front_end'])
     model = Cnn14(len(dataset.labels), n_mels=config['front_end']['n_mels'], **config['network'])
     task = ClassifierTask(model, front_end, stft, rate, **config['augmentation'])
-    made = training_record(config, learn(task, dataset, config, out, mixed_precision))
+    made = learn(task, dataset, config, out, mixed_precision, compile)
+    if made is None: return {}
     tapped = TappedClassifier(model, front_end, config['taps'], dataset.labels, rate, duration_s=config['duration_s'])
     test = means_on(task, dataset, config['data']['test']) if config['data'].get('test') else {}
     save_classifier(tapped, stft, out, made | dict(test=test))
@@ -182,7 +187,8 @@ def train_explainer(
     out:Path, # folder for the explainer
     share_classifier:bool=False, # refer to the classifier's weights rather than copy them
     mixed_precision:str='no', # as in accelerate
-):
+    compile:bool=False, # compile the decoder, see `Learner`
+) -> dict: # numbers on the test folds; empty in all but the main process
     "Train or fine-tune a decoder and write an explainer that `LMAC.from_pretrained` loads, history and model card"
     from accelerate.utils import set_seed
     from lmac.decoder import MaskDecoder
@@ -199,7 +205,8 @@ def train_explainer(
     guidance = Guidance(**config['guidance'], domain=config['domain']) if 'guidance' in config else None
     task = ExplainerTask(classifier, decoder.requires_grad_(True), stft, MaskingLoss(**config['loss'], guidance=guidance),
                          config['domain'], metrics=probabilities_metrics, **config['augmentation'])
-    made = training_record(config, learn(task, dataset, config, out, mixed_precision))
+    made = learn(task, dataset, config, out, mixed_precision, compile)
+    if made is None: return {}
     if 'decoder' not in config: made |= dict(parent=parts.get('provenance'))
     test = means_on(task, dataset, config['data']['test']) if config['data'].get('test') else {}
     shared = Path(os.path.relpath(parent / parts['classifier']['file'], out)).as_posix() if share_classifier else None

@@ -17,6 +17,8 @@ from lmac.masking import MaskingLoss
 
 RATE, SECONDS = 8000, 1.
 
+pytestmark = pytest.mark.slow
+
 
 class Wave(nn.Module):
     "1-D convolutions on `(batch, 1, time)`"

@@ -23,7 +23,7 @@ from lmac.explain import LMAC
 from lmac.masking import apply_mask
 from lmac.spectrogram import STFT
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 LABELS = [f"sound {k}" for k in range(527)]
 SETTINGS = {32000: (1024, 320, 14000), 16000: (512, 160, 8000), 8000: (256, 80, 4000)}  # of PANNs: n_fft, hop, upper edge
 PARAMETERS = dict(Cnn14=80_753_615, Cnn10=5_219_279, Cnn6=4_837_455, MobileNetV1=4_796_303, MobileNetV2=4_075_343)  # arXiv 1912.10211, table VII

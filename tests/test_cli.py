@@ -121,7 +121,7 @@ def shell_run(script, environment, *argv, cwd=None):
     return Run(found.returncode, found.stdout, found.stderr)
 
 @pytest.mark.parametrize('command, words', [
-    ('lmac-explain', ['[audio]', '--out', '--explainer', '--binary', '--threshold', '--target', 'folder', 'Hugging Face', 'esc10', 'report.html']),
+    ('lmac-explain', ['[audio]', '--out', '--explainer', '--binary', '--threshold', '--target', '--long', '--own_rate', 'folder', 'Hugging Face', 'esc10', 'report.html', 'timeline.csv']),
     ('lmac-train', ['{classifier,explainer,finetune,l2i}', '--out', '--config', '--classifier', '--explainer', '--share_classifier', '--data',
                     '--epochs', '--seed', '--mixed_precision', 'interrupted', 'urbansound8k']),
     ('lmac-evaluate', ['[explainer]', '--data', '--folds', '--out', '--costs', 'Fid-In', 'esc10'])])
@@ -213,15 +213,15 @@ def test_a_folder_with_broken_files(tmp_path, explain):
     (tmp_path/'sounds/notes.txt').write_text('no recording')
     run = explain('sounds', '--out', 'results').failed('5 of 7 recordings could not be explained: empty.wav, half.wav', lines=None)
     for name in broken: assert re.search(rf'lmac-explain: .*{name}', run.err), name
-    assert names(tmp_path/'results') == sorted(f'{folder}/{file}' for folder in ('deeper/dog', 'good') for file in RESULTS)
-    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['deeper', 'good']
+    assert names(tmp_path/'results') == sorted(['explanations.csv', *(f'{folder}/{file}' for folder in ('deeper/dog', 'good') for file in RESULTS)])
+    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['deeper', 'explanations.csv', 'good']
 
 def test_a_whole_folder(tmp_path, explain):
     (tmp_path/'sounds').mkdir()
     for suffix in ('.wav', '.flac', '.MP3'): save_audio(tmp_path/f'sounds/dog{suffix}', make_scene({'dog': 0}, .5).waveform, 16000)
     save_audio(tmp_path/'sounds/rain.ogg', make_scene({'rain': 0}, .5).waveform, 16000)
     run = explain('sounds', '--out', 'results').ok()
-    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['dog.MP3', 'dog.flac', 'dog.wav', 'rain']  # none over another
+    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['dog.MP3', 'dog.flac', 'dog.wav', 'explanations.csv', 'rain']  # none over another
     assert run.out.count('The classifier says') == 4 and 'Open results in a browser' in run.out
 
 def test_a_folder_without_recordings(tmp_path, explain):
@@ -242,6 +242,15 @@ def test_full_disk(tmp_path, explain, dog):
     explain('--out', 'scene', largest=1000).failed('scene')
     for largest, out in ((1000, 'new'), (50_000, 'results'), (100_000, 'results')):  # no room for the sound, for the report
         explain(dog, '--out', out, largest=largest).failed(out)
+    assert contents(tmp_path) == before
+
+def test_a_long_recording_on_a_full_disk(tmp_path, explain):
+    "Half a minute and more, in windows: no room for the sounds while they are made, for the files, for the table"
+    save_audio(tmp_path/'long.wav', make_scene({'rain': 0}, 32.).waveform, 16000)
+    explain('long.wav', '--out', 'results').ok()
+    before = contents(tmp_path)
+    assert 'results/timeline.csv' in before and 'results/mask.png' not in before
+    for largest in (1000, 500_000, 1_500_000): explain('long.wav', '--out', 'results', '--threshold', '.7', largest=largest).failed('results.*make room', lines=None)
     assert contents(tmp_path) == before
 
 def test_misuse(explain, shell, dog):

@@ -1,0 +1,400 @@
+"""Several processes, gradient accumulation and compilation: the same results, from more hands.
+
+Two processes on one machine, connected by gloo. To start Python and import torch takes longer than what is tested, so a
+process that has imported it forks two that find the environment of a launcher; one test starts them with accelerate.
+"""
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lmac.audio import make_scene, save_audio
+from lmac.training import check_compiler
+
+SERVER = '''
+import json, os, sys, traceback
+import accelerate, matplotlib.backends.backend_agg, matplotlib.figure, scipy.stats
+import lmac.cli, lmac.training, lmac.baselines, lmac.benchmark
+from lmac.cli import *
+for line in sys.stdin:
+    call, pids = json.loads(line), []
+    for rank, outputs in enumerate(call['outputs']):
+        pid = os.fork()
+        if pid: pids.append(pid); continue
+        for number, output in zip((1, 2), outputs): os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.chdir(call['cwd'])
+        if call['port']:
+            n = str(len(call['outputs']))
+            os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=n, LOCAL_WORLD_SIZE=n, MASTER_ADDR='localhost', MASTER_PORT=call['port'])
+        sys.argv, status = call['argv'], 0
+        try:
+            exec(call['before'], dict(rank=rank))
+            if sys.argv: globals()[sys.argv[0].replace('-', '_')]()
+        except SystemExit as e: status = e.code or 0
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+'''
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Run:
+    status: int
+    out: str
+    err: str
+
+    def ok(self):
+        assert self.status == 0 and 'Traceback' not in self.err, self.err[-3000:]
+        return self
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        return str(s.getsockname()[1])
+
+@pytest.fixture(scope='module')
+def server(tmp_path_factory, environment):
+    file = tmp_path_factory.mktemp('server')/'server.py'
+    file.write_text(SERVER)
+    with subprocess.Popen([sys.executable, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        yield process
+        process.stdin.close()
+
+@pytest.fixture(scope='module')
+def run(server, tmp_path_factory):
+    "Run a command in `n` processes that a launcher would have started; `before` is code that each of them runs first"
+    def run(n, *argv, cwd='.', before=''):
+        outputs = [[str(tmp_path_factory.mktemp('output')/name) for name in ('out', 'err')] for _ in range(n)]
+        call = dict(argv=[str(a) for a in argv], cwd=str(cwd), outputs=outputs, before=before, port=free_port() if n > 1 else None)
+        server.stdin.write(json.dumps(call) + '\n')
+        server.stdin.flush()
+        statuses = json.loads(server.stdout.readline())
+        return [Run(status, *(open(o, newline='').read() for o in output)) for status, output in zip(statuses, outputs)]
+    return run
+
+def names(folder): return sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file())
+def history(folder): return pd.read_csv(folder/'history.csv').drop(columns='seconds')
+
+def difference(a, b):
+    "Largest difference between two files of weights"
+    a, b = load_file(a), load_file(b)
+    assert list(a) == list(b)
+    return max((a[k].double() - b[k].double()).abs().max().item() for k in a)
+
+
+# ---- training ----
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, run, write_config):
+    "A classifier, and an explainer of it with guidance, by one process and by two"
+    folder, runs = tmp_path_factory.mktemp('trained'), {}
+    asked = dict(augmentation__targets='likely', augmentation__absent_share=.3, guidance=dict(weight=4., threshold=.3, binarization=.35))
+    for stage, args, more in (('classifier', [], {}), ('explainer', ['--classifier', 'classifier-1'], asked)):
+        config = write_config(folder/f'{stage}.yaml', stage, training__batch_size=5, training__lr=.002, **more)
+        for n in (1, 2): runs[stage, n] = [r.ok() for r in run(n, 'lmac-train', stage, '--config', config, '--out', f'{stage}-{n}', *args, cwd=folder)]
+    return folder, runs
+
+FILES = dict(classifier='classifier.safetensors', explainer='decoder.safetensors')
+
+@pytest.mark.parametrize('stage', FILES)
+def test_two_processes_train_what_one_does(trained, stage):
+    "Weights, running statistics and learning curves; the clips of a batch are shared 2 : 3; dropout and all augmentation are in it"
+    folder, _ = trained
+    one, two = folder/f'{stage}-1', folder/f'{stage}-2'
+    assert difference(one/FILES[stage], two/FILES[stage]) < 2e-4
+    a, b = history(one), history(two)
+    assert list(a) == list(b) and 'valid_loss' in a
+    for name in a: assert b[name].tolist() == pytest.approx(a[name].tolist(), rel=1e-3, abs=1e-3), name
+
+def test_one_process_writes_and_speaks(trained):
+    folder, runs = trained
+    for stage in FILES:
+        assert names(folder/f'{stage}-2') == names(folder/f'{stage}-1')
+        main, other = runs[stage, 2]
+        assert main.out.startswith(f'{stage}-2: loss ') and 'epoch 2/2' in main.err
+        assert other.out == '' and 'epoch' not in other.err
+        made = json.loads((folder/f'{stage}-2/config.json').read_text())['provenance']
+        assert made['machine']['processes'] == 2 and set(made['test']) == set(json.loads((folder/f'{stage}-1/config.json').read_text())['provenance']['test'])
+
+def test_another_seed_is_further_away(trained, run):
+    "What the tolerance is worth: another seed trains other weights from the same beginning"
+    folder, _ = trained
+    reseed = 'import lmac.training as t; old = t.Learner.one_epoch\ndef one_epoch(self): self.seed = 1; return old(self)\nt.Learner.one_epoch = one_epoch'
+    run(1, 'lmac-train', 'classifier', '--config', folder/'classifier.yaml', '--out', 'classifier-seed', cwd=folder, before=reseed)[0].ok()
+    assert difference(folder/'classifier-1/classifier.safetensors', folder/'classifier-seed/classifier.safetensors') > 5e-3
+
+STOP = '''import lmac.training as t
+old = t.Checkpoint.after_epoch
+def after_epoch(self, learner):
+    old(self, learner)
+    raise SystemExit(3)
+t.Checkpoint.after_epoch = after_epoch'''
+
+@pytest.mark.parametrize('first, then', [(1, 2), (2, 1)])
+def test_begun_with_some_processes_and_continued_with_others(trained, run, first, then):
+    folder, _ = trained
+    out = folder/f'from-{first}-to-{then}'
+    args = 'lmac-train', 'classifier', '--config', folder/'classifier.yaml', '--out', out
+    assert [r.status for r in run(first, *args, before=STOP)] == [3] * first
+    assert len(pd.read_csv(out/'training/history.csv')) == 1 and not (out/'config.json').exists()
+    for r in run(then, *args): r.ok()
+    assert len(history(out)) == 2 and difference(folder/'classifier-1/classifier.safetensors', out/'classifier.safetensors') < 2e-4
+
+def test_accumulated_batches_of_two_processes(trained, run):
+    folder, _ = trained
+    for n in (1, 2):
+        for r in run(n, 'lmac-train', 'explainer', '--config', folder/'explainer.yaml', '--classifier', 'classifier-1', '--out', f'accumulated-{n}',
+                     '--batch_size', 3, '--accumulate', 2, '--epochs', 1, cwd=folder): r.ok()
+    a, b = (folder/f'accumulated-{n}/decoder.safetensors' for n in (1, 2))
+    assert difference(a, b) < 2e-4 < difference(a, folder/'explainer-1/decoder.safetensors')
+    assert json.loads((folder/'accumulated-2/config.json').read_text())['provenance']['config']['training']['accumulate'] == 2
+
+FAIL = '''import lmac.training as t
+old = t.Learner.step
+def step(self, batch):
+    if rank == 1 and self.epoch == 1: raise OSError(28, 'No space left on device')
+    return old(self, batch)
+t.Learner.step = step'''
+
+def test_an_error_in_one_process_ends_the_other(trained, run):
+    "Nobody waits for somebody who is gone; the checkpoint of the epoch before stays"
+    folder, _ = trained
+    start = time.monotonic()
+    main, other = run(2, 'lmac-train', 'classifier', '--config', folder/'classifier.yaml', '--out', 'failed', cwd=folder, before=FAIL)
+    assert time.monotonic() - start < 60
+    assert main.status == other.status == 1 and 'Traceback' not in main.err + other.err
+    assert 'lmac-train: error: No space left on device' in other.err
+    assert 'lmac-train: error: Another process has ended' in main.err
+    assert torch.load(folder/'failed/training/checkpoint.pt', weights_only=True)['epoch'] == 1
+
+@pytest.mark.parametrize('changes, message', [(dict(training__lr=1e20), 'loss became (nan|inf) in epoch'), (dict(monitor__monitor='valid_beauty'), "no 'valid_beauty' to choose the best epoch by")], ids=str)
+def test_what_goes_wrong_in_all_processes(tmp_path, run, write_config, changes, message):
+    config = write_config(tmp_path/'c.yaml', 'classifier', **changes)
+    for r in run(2, 'lmac-train', 'classifier', '--config', config, '--out', 'c', cwd=tmp_path):
+        assert r.status == 1 and 'Traceback' not in r.err
+        assert re.search('lmac-train: error: .*' + message, r.err), r.err[-500:]
+
+GRADIENTS = '''
+import torch, warnings
+from accelerate.utils import gather_object
+from torch import nn
+from lmac.parallel import SharedBatch, gather, ours, processes
+index, count = processes()
+torch.manual_seed(0)
+net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(36, affine=False), nn.Dropout(.3), nn.Linear(36, 2)).double()
+x = torch.randn(7, 2, 5, 5, dtype=torch.double) * torch.logspace(0, 3, 7, dtype=torch.double)[:, None, None, None]
+def gradients(x, weight=lambda: 1.):
+    torch.manual_seed(1)
+    (net(ours(x)).square().mean() * weight()).backward()
+    found = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    return found + [b.clone() for b in net.buffers()]
+state = {k: v.clone() for k, v in net.state_dict().items()}
+whole = gradients(x)
+net.load_state_dict(state)
+with SharedBatch(index, count) as batch: part = gradients(x, lambda: batch.weight)
+n = len(list(net.parameters()))
+parts = gather([part])
+for i, a in enumerate(whole):
+    b = sum(p[i] for p in parts) / count
+    assert torch.allclose(a.double(), b.double(), rtol=1e-9, atol=1e-12), (i, (a - b).abs().max())
+for i in range(n, len(whole)): assert torch.allclose(parts[0][i], parts[-1][i], rtol=1e-12)  # the same statistics everywhere
+assert (whole[0] - part[0]).abs().max() > 1e-6  # and each has computed its own part of the gradient
+print('equal')
+'''
+
+def test_gradients_and_statistics_in_double_precision(run):
+    "Batch normalisation of values that differ by orders of magnitude from clip to clip, dropout, and parts of 3 and 4 clips"
+    for r in run(2, before=GRADIENTS): assert r.ok().out == 'equal\n'
+
+UNSHARED = '''
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+from lmac.data import loader
+from lmac.training import Learner, Task
+class Plain(Task):
+    "Knows nothing of processes"
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trained = nn.Linear(4, 3)
+    def forward(self, waveform, target): return dict(loss=F.cross_entropy(self.trained(waveform + .1 * torch.randn_like(waveform)), target))
+    def validate(self, waveform, target): return dict(accuracy=(self.trained(waveform).argmax(1) == target).float())
+torch.manual_seed(1)
+data = TensorDataset(torch.randn(11, 4), torch.arange(11) % 3)
+learner = Learner(Plain(), loader(data, 4, shuffle=True), loader(data, 4), epochs=2, lr=.1)
+rows = learner.fit()
+print(learner.task.trained.weight.flatten().tolist(), rows.valid_accuracy.tolist())
+'''
+
+def test_a_task_that_knows_nothing_of_processes(run):
+    "Each process computes the whole batch: slow, said so, and right; the last batch, of three, and the last of validation too"
+    (one,), two = run(1, before=UNSHARED), run(2, before=UNSHARED)
+    (weights, accuracy), others = ([json.loads(x) for x in r.ok().out.strip().replace('] [', ']\n[').split('\n')] for r in (one, two[0]))
+    assert others[0] == pytest.approx(weights, abs=1e-5) and others[1] == pytest.approx(accuracy)
+    assert 'does not share its batch' in two[0].err and 'does not share' not in one.err + two[1].err
+
+
+# ---- as a user starts them ----
+
+def test_started_by_accelerate(trained, script, environment):
+    folder, _ = trained
+    command = [script('accelerate'), 'launch', '--multi_gpu', '--num_processes', '2', '--main_process_port', free_port(), script('lmac-train'),
+               'classifier', '--config', folder/'classifier.yaml', '--out', 'launched']
+    found = subprocess.run([str(c) for c in command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert found.stdout.count('launched: loss') == 1
+    assert difference(folder/'classifier-1/classifier.safetensors', folder/'launched/classifier.safetensors') < 2e-4
+
+
+# ---- compilation ----
+
+def test_compilation_without_a_compiler(trained, run):
+    folder, _ = trained
+    r, = run(1, 'lmac-train', 'classifier', '--config', folder/'classifier.yaml', '--out', 'compiled', '--compile', cwd=folder,
+             before="import os; os.environ['PATH'] = ''; os.environ.pop('CXX', None)")
+    assert r.status == 1 and 'torch.compile needs a C++ compiler' in r.err and 'Traceback' not in r.err
+
+COMPILED = UNSHARED.replace("class Plain", "import torch._inductor.config as config; config.cpp.simdlen = config.compile_threads = 1\nclass Plain").replace(
+    "+ .1 * torch.randn_like(waveform)", "").replace('epochs=2', 'folder="compiled", callbacks=[Checkpoint("valid_accuracy", "max")], compile=True, epochs=2').replace(
+    'import Learner', 'import Checkpoint, Learner') + 'assert "Compiled" not in str(type(learner.task.trained)) and learner.task.trained._compiled_call_impl is None'
+
+@pytest.mark.slow
+def test_compiled_code_learns_the_same(run, tmp_path):
+    try: check_compiler()
+    except ValueError as e: pytest.skip(str(e))
+    r, = run(1, before=COMPILED, cwd=tmp_path)
+    plain, = run(1, before=COMPILED.replace('compile=True, ', '').replace('"compiled"', '"plain"'), cwd=tmp_path)
+    weights, others = (json.loads(x.ok().out.split(']')[0] + ']') for x in (r, plain))
+    assert weights == pytest.approx(others, abs=1e-5)
+    assert list(load_file(tmp_path/'compiled/best.safetensors')) == ['bias', 'weight']
+    assert list(torch.load(tmp_path/'compiled/checkpoint.pt', weights_only=True)['weights']) == ['weight', 'bias']
+
+
+# ---- lmac-evaluate ----
+
+def result(file):
+    found = json.loads(file.read_text())
+    return {k: v for k, v in found.items() if k not in ('timing', 'provenance')}
+
+@pytest.mark.parametrize('args', [['--batch_size', 2], ['--methods', 'lmac', 'energy', 'saliency', '--conditions', 'clean', 'mixture@5', '--quick', '--batch_size', 3]], ids=['evaluate', 'benchmark'])
+def test_two_processes_measure_what_one_does(trained, tiny_data, run, args):
+    folder, _ = trained
+    files = {}
+    for n in (1, 2):
+        out = folder/f'{len(args)}-{n}.json'
+        runs = run(n, 'lmac-evaluate', 'explainer-1', '--data', tiny_data, '--folds', 4, 5, '--out', out, *args, cwd=folder)
+        for r in runs: r.ok()
+        assert runs[0].out and all(r.out == '' for r in runs[1:])
+        files[n] = out
+        assert json.loads(out.read_text())['provenance']['machine']['processes'] == n
+    assert result(files[1]) == result(files[2])
+    assert files[1].with_suffix('.csv.gz').read_bytes() == files[2].with_suffix('.csv.gz').read_bytes()
+    assert not list(folder.glob('*.parts'))
+
+def test_scenes_are_made_once(trained, run):
+    "The clips that are made for the occasion are the same in both processes, and are gone afterwards"
+    folder, _ = trained
+    temporary = folder/'tmp'
+    temporary.mkdir()
+    before = f"import os, tempfile; tempfile.tempdir = {str(temporary)!r}"
+    runs = run(2, 'lmac-evaluate', 'explainer-1', '--data', 'scenes', '--methods', 'energy', 'random', '--quick', '--out', folder/'scenes.json', cwd=folder, before=before)
+    for r in runs: r.ok()
+    assert json.loads((folder/'scenes.json').read_text())['provenance']['dataset']['n_clips'] == 6 and not list(temporary.iterdir())
+
+
+# ---- lmac-explain ----
+
+@pytest.fixture
+def sounds(tmp_path):
+    "Six recordings in two folders, and one that is none"
+    for i in range(6):
+        (tmp_path/f'sounds/{i % 2}').mkdir(parents=True, exist_ok=True)
+        save_audio(tmp_path/f'sounds/{i % 2}/{i}.wav', make_scene({'siren': 0}, 1., seed=i).waveform, 16000)
+    (tmp_path/'sounds/0/text.wav').write_text('no sound')
+    return tmp_path/'sounds'
+
+def explanations(folder): return {p.parent.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob('explanation.json')}
+
+def test_a_folder_shared_by_two_processes(trained, run, sounds, tmp_path):
+    folder, _ = trained
+    args = 'lmac-explain', sounds, '--explainer', folder/'explainer-1', '--out'
+    (one,), two = run(1, *args, tmp_path/'one'), run(2, *args, tmp_path/'two')
+    assert (one.status, two[0].status, two[1].status) == (1, 1, 0)
+    for r in (one, two[0]): assert 'lmac-explain: error: 1 of 7 recordings could not be explained: text.wav' in r.err and 'Traceback' not in r.err
+    assert names(tmp_path/'one') == names(tmp_path/'two')
+    said = [r.out.count('The classifier says') for r in two]
+    assert sum(said) == 6 and min(said) > 0  # both had their part
+    assert '7/7' in two[0].err and 'clip' not in two[1].err  # one shows progress
+    tables = [pd.read_csv(tmp_path/name/'explanations.csv') for name in ('one', 'two')]
+    pd.testing.assert_frame_equal(*tables)
+    assert tables[0].recording.tolist() == ['0/0.wav', '0/2.wav', '0/4.wav', '0/text.wav', '1/1.wav', '1/3.wav', '1/5.wav']
+    for row in tables[1].itertuples():
+        if row.recording == '0/text.wav':
+            assert 'text.wav' in row.error and row.label != row.label
+            continue
+        found = json.loads((tmp_path/'two'/row.explanation/'explanation.json').read_text())
+        assert (found['label'], found['mask_mean']) == (row.label, row.mask_mean) and row.error != row.error
+        for file in ('explanation.wav', 'residual.wav', 'mask.png'):
+            assert (tmp_path/'one'/row.explanation/file).read_bytes() == (tmp_path/'two'/row.explanation/file).read_bytes()
+
+def test_what_was_explained_is_not_explained_again(trained, run, sounds, tmp_path):
+    folder, _ = trained
+    def explain(*args, n=1, explainer='explainer-1', before=''):
+        return run(n, 'lmac-explain', sounds, '--explainer', folder/explainer, '--out', sounds/'out', *args, before=before)
+    (sounds/'0/text.wav').unlink()
+    stop = '''import lmac.cli
+old, calls = lmac.cli.explain_file, []
+def explain_file(*args):
+    calls.append(1)
+    if len(calls) == 3: raise KeyboardInterrupt
+    old(*args)
+lmac.cli.explain_file = explain_file'''
+    assert explain(before=stop)[0].status == 130  # interrupted at the third
+    assert len(before := explanations(sounds/'out')) == 2 and not (sounds/'out/explanations.csv').exists()
+    again = explain(n=2)
+    assert [r.ok().out.count('The classifier says') for r in again][0] <= 4 and '2 of 6 had been explained before' in again[0].out
+    after = explanations(sounds/'out')  # in a folder of the recordings, and taken for none of them
+    assert len(after) == 6 and before.items() <= after.items()
+    table = pd.read_csv(sounds/'out/explanations.csv')
+    assert len(table) == 6 and table.error.isna().all()
+    assert '6 of 6' in explain()[0].ok().out and explanations(sounds/'out') == after
+    save_audio(sounds/'1/1.wav', make_scene({'rain': 0}, 1.).waveform, 16000)  # another recording of that name
+    (sounds/'out/0/2/explanation.json').write_text('{')  # damaged
+    assert '4 of 6' in explain()[0].ok().out
+    changed = explanations(sounds/'out')
+    assert {k for k in after if after[k] != changed[k]} == {'1/1', '0/2'}
+
+def test_what_would_come_out_otherwise_is_explained_again(trained, run, sounds, tmp_path):
+    folder, _ = trained
+    for i in (2, 4): (sounds/f'0/{i}.wav').unlink()
+    shutil.rmtree(sounds/'1')
+    (sounds/'0/text.wav').unlink()
+    def explained(*args, explainer='explainer-1'):
+        r, = run(1, 'lmac-explain', sounds, '--explainer', folder/explainer, '--out', tmp_path/'out', *args)
+        return r.ok().out.count('The classifier says')
+    assert [explained(), explained(), explained('--binary'), explained('--binary'), explained('--binary', '--overwrite')] == [1, 0, 1, 0, 1]
+    assert explained('--binary', explainer='explainer-2') == 1  # other weights, if only by a rounding
+
+def test_one_recording_is_one_process_s_work(trained, run, sounds, tmp_path):
+    folder, _ = trained
+    main, other = run(2, 'lmac-explain', sounds/'1/1.wav', '--explainer', folder/'explainer-1', '--out', tmp_path/'out')
+    assert 'The classifier says' in main.ok().out and other.ok().out == '' and (tmp_path/'out/report.html').exists()
