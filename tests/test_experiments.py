@@ -244,9 +244,11 @@ def test_quick_comparison_with_the_reference(tmp_path):
     for name, t in result["training"].items():
         assert t["lr"] == min((r for r in result["search"] if r["method"] == name), key=lambda r: r["valid_loss"])["lr"]
     assert {(r["method"], r["condition"], r["mask"]) for r in result["rows"]} == {
-        (m, c, k) for m in ("ours", "reference") for c in ("clean", "mixture 5 dB") for k in ("soft", "binary")}
+        (m, c, k) for m in ("ours", "reference") for c in ("clean", "mixture 5 dB") for k in ("soft", "binary", "10% of bins", "20% of bins", "30% of bins")}
+    shares = {(r["mask"], round(r["mean"], 2)) for r in result["rows"] if r["metric"] == "kept" and "of bins" in r["mask"]}
+    assert shares == {("10% of bins", .1), ("20% of bins", .2), ("30% of bins", .3)}  # the same for both
     assert all(row[key] > 0 for row in result["costs"] for key in ("parameters", "classifier_s", "decoder_s", "explanation_s", "step_s"))
-    assert len(check_reference(result)) == 23
+    assert len(check_reference(result)) == 5 * 2 * (2 + 3) + 3
     folder, = (tmp_path/"runs/reference").glob("reference-*/explainer")
     assert ReferenceExplainer.from_folder(folder).provenance["lr"] == theirs["lr"]
 
