@@ -201,7 +201,7 @@ def test_intervals_do_not_depend_on_the_order_of_metrics(explainer, dataset):
 
 def test_turns_are_taken_and_the_first_does_not_count(explainer, monkeypatch):
     order, clock = [], iter(range(10**6))
-    monkeypatch.setattr(explainer.classifier, "forward", lambda m, f=explainer.classifier.forward: order.append("c") or f(m))
+    monkeypatch.setattr(explainer.classifier, "forward", lambda m, phase=None, f=explainer.classifier.forward: order.append("c") or f(m, phase))
     monkeypatch.setattr(explainer.fast_decoder, "forward", lambda *a, f=explainer.fast_decoder.forward: order.append("d") or f(*a))
     monkeypatch.setattr(evaluation.time, "perf_counter", lambda: next(clock))
     cost = time_decoder(explainer, n_repeats=3)
