@@ -63,7 +63,7 @@ def explain_file(
     explainer:LMAC, # what explains
     path:Path, # the recording
     out:Path, # folder for the results
-    options:dict, # `target`, `threshold`, `long` (in windows, as recordings above `LONG_S` always are), `own_rate` (hear it at the recording's rate)
+    options:dict, # `target`, `threshold`, perhaps `against`, `long` (in windows, as recordings above `LONG_S` always are), `own_rate` (hear it at the recording's rate)
 ):
     "Explain one recording, print the sentence, write the results"
     options = dict(options)
@@ -79,7 +79,7 @@ DEMO = {'dog': 0, 'rain': -8} # levels in dB
 def explain_scene(explainer, out, options):
     "Explain the demonstration scene, and keep the scene and its sources beside the explanation"
     scene = make_scene(DEMO)
-    explanation = explainer.explain(scene.waveform, scene.sample_rate, target=options['target'], threshold=options['threshold'])
+    explanation = explainer.explain(scene.waveform, scene.sample_rate, target=options['target'], threshold=options['threshold'], against=options.get('against'))
     explanation.source = f"a synthetic scene: {' and '.join(DEMO)}"
     explanation.save(out)
     for name, sound in (scene.sources | {'input': scene.waveform}).items(): save_audio(out / f'{name}.wav', sound, scene.sample_rate)
@@ -90,10 +90,11 @@ def explain_scene(explainer, out, options):
 def lmac_explain(
     audio:Param('Recording (wav, flac, ogg, mp3), or a folder of recordings; without it, a synthetic scene', str, opt=False, nargs='?')=None,
     out:str='out', # Folder for the results; one folder for each recording if a folder is given
-    explainer:str='esc10', # Bundled explainer (esc10, esc10-finetuned), folder, or id on the Hugging Face hub
+    explainer:str='esc10', # Bundled explainer (esc10, esc10-finetuned, esc10-sources), folder, or id on the Hugging Face hub
     binary:store_true=False, # Round the mask at 0.5: a part of the sound is kept or it is not
     threshold:float=None, # Round the mask at another threshold
     target:str=None, # Class to explain, by default the one decided
+    against:str=None, # Class to hold it against: what speaks for the target rather than for this one?
     long:store_true=False, # Explain in overlapping windows, with a timeline; done by itself for recordings longer than 30 s
     own_rate:store_true=False, # Hear it at the recording's sample rate, not at the classifier's
     overwrite:store_true=False, # For a folder: explain again what has been explained already
@@ -102,6 +103,7 @@ def lmac_explain(
     with one_line_errors('lmac-explain'):
         lmac, threshold = LMAC.from_pretrained(explainer), .5 if binary and threshold is None else threshold
         options = dict(target=target, threshold=threshold, long=long, own_rate=own_rate)
+        if against is not None: options['against'] = against
         out = Path(out)
         if not (audio and Path(audio).is_dir()) and not is_main(): return  # one recording is one process's work
         if audio is None: explain_scene(lmac, out, options)
@@ -301,7 +303,7 @@ def compare_methods(lmac, dataset, folds, out, methods, conditions, seeds, quick
 
 # %% ../nbs/14_cli.ipynb #14cli038
 EXPERIMENTS = dict(cascade='sanity', roar='sanity', stability='sanity', labels='sanity', absent='sanity', shortcuts='shortcuts',
-                   reference='experiments', tradeoff='experiments', ablation='experiments', long='experiments', widgets='widgets')
+                   reference='experiments', tradeoff='experiments', ablation='experiments', sources='experiments', long='experiments', widgets='widgets')
 
 @call_parse
 def lmac_experiment(

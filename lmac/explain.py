@@ -569,7 +569,7 @@ def load_classifier(
 # %% ../nbs/07_explain.ipynb #07explain047
 @patch(cls_method=True)
 def from_pretrained(cls:LMAC,
-    name='esc10', # bundled explainer ('esc10', 'esc10-finetuned'), folder, or id on the Hugging Face hub
+    name='esc10', # bundled explainer ('esc10', 'esc10-finetuned', 'esc10-sources'), folder, or id on the Hugging Face hub
     classifier:TappedClassifier=None, # for an explainer of a classifier of your own
     **hub, # for the hub: `revision`, `token`, `cache_dir`, `local_files_only`
 ) -> LMAC: # ready to explain
@@ -777,7 +777,8 @@ def fit(self:LMAC,
     folder=None, # for learning curves and checkpoints, from which an interrupted run goes on; None keeps none
     loss:MaskingLoss=None, # the objective; None: with the weights of `RECIPE`
     mixed_precision:str='no', # 'no', 'bf16' or 'fp16'
-    **augmentation, # arguments of `ExplainerTask` that differ from `AUGMENTATION`
+    task=ExplainerTask, # class of the task; `lmac.sources.SourcesTask` gives each class a part of its own
+    **augmentation, # arguments of the task that differ from `AUGMENTATION`
 ) -> pd.DataFrame: # learning curves, a row per epoch
     "Train the decoder for its classifier; raises `ValueError` for unfit clips"
     clips = training_clips(self, sounds)
@@ -786,10 +787,10 @@ def fit(self:LMAC,
         clips, valid = (torch.utils.data.Subset(clips, torch.nonzero(m)[:, 0].tolist()) for m in (~held, held))
     else: valid = training_clips(self, valid)
     settings = AUGMENTATION | ({} if self.by_class else UNTOLD) | augmentation
-    task = ExplainerTask(self.classifier, self.decoder.requires_grad_(True), self.stft, loss or MaskingLoss(**RECIPE), self.domain, **settings)
+    learning = task(self.classifier, self.decoder.requires_grad_(True), self.stft, loss or MaskingLoss(**RECIPE), self.domain, **settings)
     train = loader(clips, min(batch_size, len(clips)), shuffle=True, seed=seed, drop_last=True)
     callbacks = [Progress(), *([Log(), Checkpoint('epoch', 'max')] if folder else [])]
-    try: history = Learner(task, train, loader(valid, batch_size), epochs, lr, seed=seed, folder=folder, mixed_precision=mixed_precision, callbacks=callbacks).fit()
+    try: history = Learner(learning, train, loader(valid, batch_size), epochs, lr, seed=seed, folder=folder, mixed_precision=mixed_precision, callbacks=callbacks).fit()
     finally: self.use_decoder(self.decoder)
     self.provenance = dict(trained_with=dict(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, n_clips=len(clips), **settings))
     return history

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONFIGS', 'STAGES', 'LEARNER', 'EXPLAINER', 'NEEDED', 'ALWAYS_NEEDED', 'read_config', 'check_config', 'open_dataset',
            'learn', 'training_record', 'trained_before', 'model_card', 'probabilities_metrics', 'means_on',
-           'train_classifier', 'train_explainer']
+           'train_classifier', 'explainer_task', 'train_explainer']
 
 # %% ../nbs/09_recipes.ipynb #09recipes002
 import json, os, sys
@@ -181,6 +181,26 @@ def train_classifier(
     return test
 
 # %% ../nbs/09_recipes.ipynb #09recipes017
+def explainer_task(
+    classifier, # the `TappedClassifier` that is explained
+    decoder, # what is trained
+    stft, # waveform to magnitude
+    config:dict, # parts `loss`, `domain`, `augmentation`; `guidance` to fine-tune, or `sources` for mixtures of two clips
+    kind=None, # class of the task; None: what the configuration asks for
+    **options, # passed on to the task
+): # the task
+    "The task that a configuration of an explainer describes"
+    from lmac.masking import Guidance, MaskingLoss
+    from lmac.sources import SourcesTask
+    from lmac.training import ExplainerTask
+    guidance = Guidance(**config['guidance'], domain=config['domain']) if 'guidance' in config else None
+    loss = MaskingLoss(**config['loss'], guidance=guidance)
+    if 'sources' in config:
+        kind, options = kind or SourcesTask, config['sources'] | options
+        if 'single' in options: options = options | dict(single=MaskingLoss(**options['single']))
+    return (kind or ExplainerTask)(classifier, decoder.requires_grad_(True), stft, loss, config['domain'], **config['augmentation'], **options)
+
+# %% ../nbs/09_recipes.ipynb #09recipes019
 def train_explainer(
     config:dict, # the configuration
     parent:Path, # folder of the classifier, or of the explainer to fine-tune
@@ -193,8 +213,6 @@ def train_explainer(
     from accelerate.utils import set_seed
     from lmac.decoder import MaskDecoder
     from lmac.explain import load_classifier
-    from lmac.masking import Guidance, MaskingLoss
-    from lmac.training import ExplainerTask
     classifier, stft, parts = load_classifier(parent)
     dataset = open_dataset(config['data'], classifier.sample_rate, classifier.duration_s)
     if dataset.labels != classifier.labels:
@@ -202,9 +220,7 @@ def train_explainer(
     set_seed(config['training']['seed'])
     if 'decoder' in config: decoder = MaskDecoder.for_classifier(classifier, stft, **config['decoder'])
     else: decoder = LMAC.from_pretrained(parent).decoder
-    guidance = Guidance(**config['guidance'], domain=config['domain']) if 'guidance' in config else None
-    task = ExplainerTask(classifier, decoder.requires_grad_(True), stft, MaskingLoss(**config['loss'], guidance=guidance),
-                         config['domain'], metrics=probabilities_metrics, **config['augmentation'])
+    task = explainer_task(classifier, decoder, stft, config, metrics=probabilities_metrics)
     made = learn(task, dataset, config, out, mixed_precision, compile)
     if made is None: return {}
     if 'decoder' not in config: made |= dict(parent=parts.get('provenance'))
@@ -212,6 +228,7 @@ def train_explainer(
     shared = Path(os.path.relpath(parent / parts['classifier']['file'], out)).as_posix() if share_classifier else None
     LMAC(classifier, decoder, stft, config['domain'], made | dict(test=test)).save_pretrained(out, shared)
     home = (parent / parts['classifier']['file']).resolve().parent.name
-    what = f"An explainer (L-MAC{', fine-tuned for listening' if guidance else ''}) for the classifier in `{home}`."
+    for_what = ', fine-tuned for listening' if 'guidance' in config else ', trained to give each class its part of a mixture' if 'sources' in config else ''
+    what = f"An explainer (L-MAC{for_what}) for the classifier in `{home}`."
     write_atomically(out / 'README.md', model_card(out.name, what, made, test).encode())
     return test

@@ -122,6 +122,17 @@ def test_two_processes_train_what_one_does(trained, stage):
     assert list(a) == list(b) and 'valid_loss' in a
     for name in a: assert b[name].tolist() == pytest.approx(a[name].tolist(), rel=1e-3, abs=1e-3), name
 
+def test_two_processes_take_mixtures_apart_as_one_does(trained, run, write_config):
+    "Pairs, ratios, classes that are not there: all that is drawn is drawn for the whole batch"
+    folder, _ = trained
+    config = write_config(folder/'sources.yaml', 'explainer', training__batch_size=5, training__lr=.002, augmentation__absent_share=.4,
+                          sources=dict(weight_source=.6, single_share=.3, single=dict(weight_sparsity=2.)))
+    for n in (1, 2): [r.ok() for r in run(n, 'lmac-train', 'explainer', '--config', config, '--classifier', 'classifier-1', '--out', f'sources-{n}', cwd=folder)]
+    assert difference(*(folder/f'sources-{n}/decoder.safetensors' for n in (1, 2))) < 2e-4
+    a, b = (history(folder/f'sources-{n}') for n in (1, 2))
+    assert 'train_source' in a and 'valid_source' in a
+    for name in a: assert b[name].tolist() == pytest.approx(a[name].tolist(), rel=1e-3, abs=1e-3), name
+
 def test_one_process_writes_and_speaks(trained):
     folder, runs = trained
     for stage in FILES:
