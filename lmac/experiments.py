@@ -11,9 +11,9 @@ __all__ = ['SYNTHETIC', 'MASKS', 'EQUAL_SHARES', 'RATES', 'DECODERS', 'EXPLAIN_O
            'accuracy', 'fit_decoder', 'compete', 'time_in_turns', 'training_step', 'explanation_times',
            'explanation_memory_mb', 'reference_costs', 'run_reference', 'check_reference', 'tradeoff_points',
            'bundled_parent', 'bundled_clips', 'score_each', 'score_point', 'run_tradeoff', 'pareto', 'ablation_configs',
-           'score_ablation', 'run_ablation', 'ask_each', 'compare_parts', 'source_bars', 'absent_summary',
-           'score_single', 'untold', 'train_untold', 'run_sources', 'source_results', 'long_recording', 'time_long',
-           'long_bars', 'run_long']
+           'train_for_bundled', 'run_ablation', 'ask_each', 'compare_parts', 'source_bars', 'absent_summary',
+           'score_single', 'untold', 'run_sources', 'source_results', 'long_recording', 'time_long', 'long_bars',
+           'run_long']
 
 # %% ../nbs/11_experiments.ipynb #11experiments002
 import copy, gzip, hashlib, json, statistics, sys, tempfile, time, zlib
@@ -669,21 +669,20 @@ def ablation_configs(
     return configs
 
 # %% ../nbs/11_experiments.ipynb #11experiments076
-def score_ablation(
-    config:dict, # from `ablation_configs`
+def train_for_bundled(
+    config:dict, # parts `decoder`, `loss`, `domain`, `augmentation`, `training`, and `taps` unless they are the bundled ones
     clips:ClipDataset, # all folds
-    conditions:dict, # name → waveforms
-    folder:Path, # of this row
+    folder:Path, # of this part
     progress:bool=True, # show a progress bar
-) -> pd.DataFrame: # one row per condition, mask and clip
-    "Train an explainer for the bundled classifier from scratch, and score it"
+) -> LMAC: # the explainer
+    "Train an explainer for the bundled classifier from scratch"
     bundled = LMAC.from_pretrained('esc10')
     classifier = with_taps_at(bundled.classifier, config.get('taps', bundled.classifier.taps))
     torch.manual_seed(config['training']['seed'])
     decoder = MaskDecoder.for_classifier(classifier, bundled.stft, **dict(spread=1) | config['decoder'])
     task = explainer_task(classifier, decoder, bundled.stft, config)
     fit(task, clips, config, folder, progress)
-    return score_conditions(LMAC(classifier, task.trained, bundled.stft, config['domain']), conditions)
+    return LMAC(classifier, task.trained, bundled.stft, config['domain'])
 
 # %% ../nbs/11_experiments.ipynb #11experiments077
 def run_ablation(
@@ -697,7 +696,7 @@ def run_ablation(
     out, run, start = begin(out, runs)
     clips, parent, configs = bundled_clips(quick, run), bundled_parent(), ablation_configs(quick, seed)
     conditions = {f'fold {k}': clips.fold(k).waveforms for k in (4, 5)} | {'fold 5, mixture 5 dB': mixtures(clips.fold(5), 5., 5., seed)['mixed']}
-    def score(config, folder): return score_ablation(config, clips, conditions, folder, progress)
+    def score(config, folder): return score_conditions(train_for_bundled(config, clips, folder, progress), conditions)
     tables = score_each(configs, run, score, classifier=parent['classifier'], seed=seed, quick=quick)
     per_clip = stacked(tables, 'variant')
     differences = [dict(variant=name, **row) for name, table in tables.items() if name != 'complete' for row in paired_rows(table, tables['complete'])]
@@ -758,7 +757,7 @@ def source_bars(
 
 def absent_summary(
     asked:pd.DataFrame, # from `ask_each`
-) -> list: # dicts: `classes`, `n`, and what was made of them
+) -> list: # dicts: `classes`, `n`, mean `p` and `p_in` in 0 … 1, and in percent `energy` let through and the shares `convinced`, `quiet` (at most a tenth of it), and both
     "What is made of classes that are in neither clip: of all, of those that the classifier rules out, and of those it thinks possible"
     of, rows = asked[asked.presence == 'absent'], []
     for name, part in {'all': of, 'ruled out (p < 0.01)': of[of.p < .01], 'possible': of[of.p >= .01]}.items():
@@ -787,20 +786,6 @@ def untold(
                      training__seed=seed, data__dataset=None, data__credit=None, monitor=None, mixed_precision='no' if quick else 'bf16')
     return changed(config, training__batch_size=4) if quick else config
 
-def train_untold(
-    config:dict, # from `untold`
-    clips:ClipDataset, # all folds
-    folder:Path, # of this part
-    progress:bool=True, # show a progress bar
-) -> LMAC: # the explainer
-    "Train an explainer for the bundled classifier that is not told the class"
-    bundled = LMAC.from_pretrained('esc10')
-    torch.manual_seed(config['training']['seed'])
-    decoder = MaskDecoder.for_classifier(bundled.classifier, bundled.stft, **config['decoder'])
-    task = explainer_task(bundled.classifier, decoder, bundled.stft, config)
-    fit(task, clips, config, folder, progress)
-    return LMAC(bundled.classifier, task.trained, bundled.stft, config['domain'])
-
 # %% ../nbs/11_experiments.ipynb #11experiments088
 def run_sources(
     out='nbs/results/sources.json', # result file
@@ -814,7 +799,7 @@ def run_sources(
     clips, config, single, asked = bundled_clips(quick, run), untold(quick, seed), {}, {}
     needs, sums = dict(seed=seed, quick=quick, n=len(clips)), {}
     folder = part_folder(run, 'not told the class', dict(config=config, **needs))
-    single['not told the class'] = scored(folder, lambda: score_single(train_untold(config, clips, folder, progress), clips.fold(5)))
+    single['not told the class'] = scored(folder, lambda: score_single(train_for_bundled(config, clips, folder, progress), clips.fold(5)))
     for name in ('esc10-sources', 'esc10'):
         explainer, sums[name] = LMAC.from_pretrained(name), json.loads((explainer_folder(name) / 'config.json').read_text())['decoder']['sha256']
         def at(what): return part_folder(run, f'{name} {what}', dict(sha256=sums[name], **needs))

@@ -259,7 +259,8 @@ def test_quick_mixtures(tmp_path, monkeypatch):
         source, absent = of[of.presence == "source"], of[of.presence == "absent"]
         measured = {bar["what"]: bar["measured"] for bar in result["bars"] if (bar["explainer"], bar["fold"]) == (name, fold)}
         assert measured["nearer_own"] == pytest.approx(100*(source["SI-SDR"] > source.to_other).mean())
-        assert measured["rises"] == pytest.approx(100*(source.p_in > source.p).mean(), abs=13)    # the table has six digits
+        surely, perhaps = source.p_in > source.p, source.p_in >= source.p    # the table has six digits, which may make two equal
+        assert 100*surely.mean() - 1e-6 <= measured["rises"] <= 100*perhaps.mean() + 1e-6
         assert measured["SI_SDRi"] == pytest.approx(source["SI-SDRi"].mean(), rel=1e-4)
         row = next(r for r in result["absent"] if (r["explainer"], r["fold"], r["classes"]) == (name, fold, "all"))
         assert row["n"] == len(absent) == 32 and row["energy"] == pytest.approx(100*absent.energy.mean(), rel=1e-4)
