@@ -787,12 +787,14 @@ def fit(self:LMAC,
         clips, valid = (torch.utils.data.Subset(clips, torch.nonzero(m)[:, 0].tolist()) for m in (~held, held))
     else: valid = training_clips(self, valid)
     settings = AUGMENTATION | ({} if self.by_class else UNTOLD) | augmentation
-    learning = task(self.classifier, self.decoder.requires_grad_(True), self.stft, loss or MaskingLoss(**RECIPE), self.domain, **settings)
+    loss = loss or MaskingLoss(**RECIPE)
+    learning = task(self.classifier, self.decoder.requires_grad_(True), self.stft, loss, self.domain, **settings)
     train = loader(clips, min(batch_size, len(clips)), shuffle=True, seed=seed, drop_last=True)
     callbacks = [Progress(), *([Log(), Checkpoint('epoch', 'max')] if folder else [])]
     try: history = Learner(learning, train, loader(valid, batch_size), epochs, lr, seed=seed, folder=folder, mixed_precision=mixed_precision, callbacks=callbacks).fit()
     finally: self.use_decoder(self.decoder)
-    self.provenance = dict(trained_with=dict(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, n_clips=len(clips), **settings))
+    made = dict(task=task.__name__, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, n_clips=len(clips), loss=loss, **settings)
+    self.provenance = dict(trained_with=json.loads(json.dumps(made, default=lambda x: x.__stored_args__)))  # of a loss, its weights
     return history
 
 @patch

@@ -66,11 +66,11 @@ def augment(self:SourcesTask,
     return ours(clean, other, self.snr_low_db + (self.snr_high_db - self.snr_low_db) * ratio, alone >= self.single_share, draw)
 
 @patch
-def decide(self:SourcesTask,
+def ask_alone(self:SourcesTask,
     *waveforms:Tensor, # each `(batch, time)`
-) -> list: # classes decided, each `(batch,)`
+) -> list: # probabilities, each `(batch, class)`
     "What the classifier says to each alone"
-    with torch.no_grad(): return self.classifier(*self.stft(torch.cat(waveforms))).argmax(1).chunk(len(waveforms))
+    with torch.no_grad(): return self.classifier.probabilities(self.classifier(*self.stft(torch.cat(waveforms)))).float().chunk(len(waveforms))
 
 # %% ../nbs/07_sources.ipynb #07sources012
 @patch
@@ -82,14 +82,15 @@ def pose(self:SourcesTask,
     draw:Tensor, # uniform in 0 … 1 `(batch,)`
 ) -> tuple: # spectrum of the mixtures, where there is one; logits, maps; classes asked for, where they are absent
     "Mixtures, and questions about them"
-    first, second = self.decide(clean, other)
-    mixed, apart = mix_pairs(clean, other, ratio_db, apart & (first != second))
+    p_clean, p_other = self.ask_alone(clean, other)
+    mixed, apart = mix_pairs(clean, other, ratio_db, apart & (p_clean.argmax(1) != p_other.argmax(1)))
     spectrum = self.stft(mixed)
     with torch.no_grad(): logits, maps = self.classifier.with_taps(*spectrum)
     logits = logits.float()
-    out = ruled_out(self.classifier.probabilities(logits)).scatter(1, torch.stack([first, torch.where(apart, second, first)], 1), False)
+    out = ruled_out(p_clean) & (ruled_out(p_other) | ~apart[:, None])
     absent = (draw < self.absent_share) & out.any(1)
-    return spectrum, apart, logits, maps, torch.where(absent, (out + 1e-9).multinomial(1)[:, 0], first), absent
+    wrong = (out * (self.classifier.probabilities(logits) + .02) + 1e-9).multinomial(1)[:, 0]   # mostly one that the mixture is mistaken for
+    return spectrum, apart, logits, maps, torch.where(absent, wrong, p_clean.argmax(1)), absent
 
 @patch
 def answer(self:SourcesTask,
@@ -127,7 +128,7 @@ def validate(self:SourcesTask,
     target:Tensor=None, # not used
 ) -> dict: # per-clip numbers `(batch,)`, as of `ExplainerTask`, and `source` in dB
     "The metrics on single clips, and the distance from the source in mixtures"
-    first, second = self.decide(waveform, waveform.roll(1, 0))
+    first, second = (p.argmax(1) for p in self.ask_alone(waveform, waveform.roll(1, 0)))
     mixed, _ = mix_pairs(waveform, waveform.roll(1, 0), torch.zeros(len(waveform), device=waveform.device), first != second)
     spectrum = self.stft(mixed)
     _, maps = self.classifier.with_taps(*spectrum)

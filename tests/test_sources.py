@@ -70,14 +70,26 @@ def test_a_class_that_is_heard_in_either_clip_is_never_asked_for_as_absent(make,
         torch.manual_seed(seed)
         clean, other, ratio, apart, draw = task.augment(tones)
         _, apart, _, _, asked, absent = task.pose(clean, other, ratio, apart, draw)
-        first, second = task.decide(clean, other)
+        p_clean, p_other = task.ask_alone(clean, other)
+        first, second = p_clean.argmax(1), p_other.argmax(1)
         assert (asked[absent] != first[absent]).all()
         both = absent & apart
         assert (asked[both] != second[both]).all()
+        assert (p_clean[absent, asked[absent]] < .01).all() and (p_other[both, asked[both]] < .01).all()
         assert (asked[~absent] == first[~absent]).all()
         assert (first[apart] != second[apart]).all()
         seen |= set(asked[absent].tolist())
     assert seen == {0, 1, 2, 3}
+
+def test_the_absent_class_is_mostly_what_the_mixture_is_mistaken_for(make, tones, monkeypatch):
+    task = make(absent_share=1., single_share=0.)
+    def mistaken(logits): return torch.tensor([.75, .001, .24, .009]).expand(len(logits), -1) if len(logits) == 64 else torch.tensor([.99, .002, .002, .006]).expand(len(logits), -1)
+    monkeypatch.setattr(task.classifier, 'probabilities', mistaken)    # all that is heard alone is of the first class; a mixture may be of the third
+    tones = tones[1:2].expand(64, -1)
+    torch.manual_seed(0)
+    *_, asked, absent = task.pose(tones, tones, torch.zeros(64), torch.zeros(64, dtype=torch.bool), torch.zeros(64))
+    assert absent.all() and 0 not in asked
+    assert (asked == 2).sum() > (asked == 3).sum() > 0
 
 def test_the_answer_is_the_clip_and_silence_for_what_is_not_there(make, tones, stft):
     task = make()
@@ -142,11 +154,10 @@ def test_a_configuration_says_which_task(classifier, stft):
     for name, kind in (('esc10', ExplainerTask), ('esc10-finetuned', ExplainerTask), ('esc10-sources', SourcesTask)):
         task = explainer_task(classifier, MaskDecoder.for_classifier(classifier, stft, channels=8), stft, read_config(name))
         assert type(task) is kind
-    assert task.single is None and task.loss.weight_sparsity == 0
-    config = read_config('esc10-sources')
-    config['sources']['single'] = dict(weight_sparsity=3.)
-    task = explainer_task(classifier, MaskDecoder.for_classifier(classifier, stft, channels=8), stft, config)
     assert task.single.weight_sparsity == 3 and task.loss.weight_sparsity == 0
+    config = read_config('esc10-sources')
+    del config['sources']['single']
+    assert explainer_task(classifier, MaskDecoder.for_classifier(classifier, stft, channels=8), stft, config).single is None
 
 def test_one_clip_and_silence(make, tones):
     for waveform in (tones[:1], tones[8:], torch.zeros(3, N)):
