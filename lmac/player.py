@@ -133,5 +133,5 @@ def player_script(
     figure:str, # from `figure_html`
 ) -> str: # HTML that works wherever it is put
     "Style, figure and script"
-    run = f"(function(){{{static('player.js')}\nlmacPlayer(document.currentScript.previousElementSibling)}})()"
+    run = f"(function(){{{static('player.js')}\nfor (const f of document.currentScript.parentElement.querySelectorAll('.lmac-player')) lmacPlayer(f)}})()"
     return f"<style>{static('player.css')}</style>{figure}<script>{run}</script>"

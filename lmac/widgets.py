@@ -91,7 +91,7 @@ class StaticForm:
 class Player(StaticForm, anywidget.AnyWidget):
     "The player of `lmac.player`, whose sounds and pictures can be replaced while it plays"
     _esm = static('player.js') + static('widget.js') + '\nexport default { render: lmacWidget }'
-    _css = static('player.css')
+    _css = static('player.css') + static('widget.css')
     html = traitlets.Unicode(help='markup, from `figure_html`').tag(sync=True)
     sound = traitlets.Int(0, help='index of the sound that is heard').tag(sync=True)
     opacity = traitlets.Float(.7, help='of the shade, in [0, 1]').tag(sync=True)
@@ -338,7 +338,7 @@ class Explorer(StaticForm, VBox):
         self.picker = ClipPicker(clips, self.explainer.sample_rate, self.explainer.labels)
         self.target = Dropdown(options=[('the one decided', -1), *zip(self.explainer.labels, range(len(self.explainer.labels)))], description='class')
         self.methods = SelectMultiple(options=list(methods), value=list(methods[:1]), rows=min(len(methods), 6), description='methods')
-        self.explain_button, self.export_button = Button(description='Explain', button_style='primary'), Button(description='Export reports', disabled=True)
+        self.explain_button, self.export_button = Button(description='Explain', style=dict(button_color='#0b62c4', text_color='white')), Button(description='Export reports', disabled=True)
         self.status, self.results = HTML(), VBox()
         self.explain_button.on_click(lambda _: self.attempt(self.explain))
         self.export_button.on_click(lambda _: self.attempt(self.export))

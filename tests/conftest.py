@@ -35,6 +35,10 @@ FINETUNE = {k: v for k, v in EXPLAINER.items() if k != 'decoder'} | dict(guidanc
 STAGES = dict(classifier=CLASSIFIER, explainer=EXPLAINER, finetune=FINETUNE)
 
 
+def pytest_addoption(parser):
+    parser.addoption('--vscode', metavar='FOLDER', help='test the widgets in VS Code, which tests/vscode/setup.sh FOLDER installs, rather than in JupyterLab')
+
+
 @pytest.fixture(scope='module')
 def one_thread():
     "For small networks more threads are slower"

@@ -172,6 +172,18 @@ def test_the_shade_follows_its_slider(new_page, player_file):
     assert page.locator(".lmac-mask").evaluate("e => e.style.opacity") == "0.2"
 
 
+def test_it_starts_where_scripts_are_run_anew(new_page, player_file, tmp_path):
+    "As VS Code does: HTML is put into the page, and then its scripts are run, at the end of what holds it"
+    twice, file = 2 * re.search("<style.*</script>", player_file[0].read_text(), re.S)[0], tmp_path/"anew.html"
+    run = "for (const s of [...out.getElementsByTagName('script')]) { const anew = document.createElement('script'); anew.text = s.innerText; out.appendChild(anew).remove() }"
+    content = json.dumps(twice).replace("</", "<\\/")
+    file.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Anew</title><body><div id="out"></div><script>out.innerHTML = {content}; {run}</script></body></html>')
+    page = new_page(file.as_uri())
+    assert page.locator(".lmac-player.lmac-ready").count() == 2
+    page.get_by_role("button", name="Dog alone").nth(1).click()
+    assert page.locator(".lmac-player").evaluate_all("all => all.map(e => e.lmac.state.name)") == ["Input", "Dog alone"]
+
+
 def test_without_scripts_there_are_pictures_and_sounds(new_page, player_file):
     page = new_page(player_file[0].as_uri(), java_script_enabled=False)
     assert page.locator("audio").count() == 3 and page.locator("audio").first.is_visible()

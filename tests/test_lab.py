@@ -1,15 +1,10 @@
-"""JupyterLab runs notebook 12 in a browser: each control is operated by hand, and its effect on samples and scores is read back from the kernel."""
+"""Notebook 12 in a browser: each control is operated by hand, and its effect on samples and scores is read back from the kernel.
+
+In JupyterLab; with `--vscode FOLDER`, which `tests/vscode/setup.sh FOLDER` fills, in VS Code."""
 import ast
 import itertools
 import json
-import os
 import re
-import secrets
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import nbformat
@@ -17,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from jupyter_client import BlockingKernelClient
+from notebook_apps import TIMEOUT_S, JupyterLab, VSCode, wait
 from test_browser import CHROMIUM, FLAGS, RATE
 
 from lmac.audio import make_scene, save_audio
@@ -24,61 +20,21 @@ from lmac.audio import make_scene, save_audio
 pytestmark = pytest.mark.slow
 
 NOTEBOOK = Path(__file__).resolve().parent.parent/"nbs"/"12_widgets.ipynb"
-QUIET = {"@jupyterlab/apputils-extension:notification": dict(fetchNews="false", checkForUpdates=False),
-         "@jupyterlab/notebook-extension:tracker": dict(windowingMode="none")}   # all cells are in the page, even those out of sight
 LIVE = """waiting = Monitor(lmac, scene.waveform, 16000, scene.sources)
 task = ExplainerTask(lmac.classifier, MaskDecoder.for_classifier(lmac.classifier, lmac.stft, channels=8), lmac.stft, domain=lmac.domain, targets='likely', metrics=probabilities_metrics)
 learner = Learner(task, loader(Clips(), 8), loader(Clips(), 8), epochs=3, lr=2e-3, callbacks=[waiting])
 waiting"""   # shown first, trained when a test says so
-TONE_HZ, TIMEOUT_S, TOKEN = 440., 40, secrets.token_hex(16)
-
-
-def api(lab, what, content=None):
-    "Ask JupyterLab's server something, or post something to it"
-    request = urllib.request.Request(f"{lab[0]}/api/{what}", content and json.dumps(content).encode(), dict(Authorization=f"token {TOKEN}"))
-    with urllib.request.urlopen(request) as reply: return json.loads(reply.read())
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+TONE_HZ = 440.
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    "JupyterLab with notebook 12, without its outputs, and a training to be watched; its address and its folder"
-    folder, address = tmp_path_factory.mktemp("lab"), f"http://127.0.0.1:{(port := free_port())}"
-    nb = nbformat.read(NOTEBOOK, 4)
-    nb.cells.append(nbformat.v4.new_code_cell(LIVE))
-    for cell in nb.cells:
-        if cell.cell_type == "code": cell.outputs, cell.execution_count = [], None
-    (folder/"work").mkdir()
-    nbformat.write(nb, folder/"work"/"widgets.ipynb")
-    (folder/"config"/"labconfig").mkdir(parents=True)
-    (folder/"config"/"labconfig"/"default_setting_overrides.json").write_text(json.dumps(QUIET))
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
-               "--LabApp.extension_manager=readonly", f"--ServerApp.root_dir={folder/'work'}"]
-    env = dict(os.environ, JUPYTER_CONFIG_DIR=str(folder/"config"), JUPYTER_DATA_DIR=str(folder/"data"), JUPYTER_RUNTIME_DIR=str(folder/"runtime"),
-               JUPYTERLAB_SETTINGS_DIR=str(folder/"settings"), JUPYTERLAB_WORKSPACES_DIR=str(folder/"workspaces"))
-    with open(folder/"log.txt", "w") as log: server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    try:
-        wait(lambda: api((address, folder), "status"), log=folder/"log.txt")
-        yield address, folder
-    finally:
-        server.terminate()   # and its kernels with it
-        server.wait(TIMEOUT_S)
-
-
-def wait(ask, expected=bool, log=None, timeout=TIMEOUT_S):
-    "What `ask` returns, once it is as expected"
-    end, found = time.monotonic() + timeout, None
-    while time.monotonic() < end:
-        try:
-            if expected(found := ask()): return found
-        except OSError as e: found = e
-        time.sleep(.05)
-    pytest.fail(f"It never came to that. Last: {found}\n{log.read_text()[-2000:] if log else ''}")
+def app(request, tmp_path_factory):
+    "What shows notebook 12, and a training to be watched"
+    notebook, folder, vscode = nbformat.read(NOTEBOOK, 4), tmp_path_factory.mktemp("lab"), request.config.getoption("vscode")
+    notebook.cells.append(nbformat.v4.new_code_cell(LIVE))
+    app = VSCode(notebook, folder, vscode) if vscode else JupyterLab(notebook, folder)
+    try: yield app.start()
+    finally: app.stop()
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +46,8 @@ def tone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(lab, tone, driver):
-    "Notebook 12 in JupyterLab, all of its cells run"
+def page(app, tone, driver):
+    "The notebook in a browser, all of its cells run"
     if CHROMIUM is None: pytest.fail("These tests need Chromium: apt install chromium, or another that is called so on the PATH.")
     microphone = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", f"--use-file-for-fake-audio-capture={tone}"]
     browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS + microphone)
@@ -99,22 +55,16 @@ def page(lab, tone, driver):
     page.set_default_timeout(1000 * TIMEOUT_S)
     complaints = []
     page.on("pageerror", lambda e: complaints.append(str(e)))
-    api(lab, "sessions", dict(path="widgets.ipynb", name="", type="notebook", kernel=dict(name="python3")))   # JupyterLab asks which kernel if cells are run before it has one
-    page.goto(f"{lab[0]}/lab/tree/widgets.ipynb?reset&token={TOKEN}")
-    page.get_by_text(re.compile(r"\| Idle")).wait_for()
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    def left(): return page.evaluate("[...document.querySelectorAll('.jp-CodeCell')].filter(c => c.querySelector('.cm-content').innerText.trim() && !/\\d/.test(c.querySelector('.jp-InputPrompt').textContent)).map(c => c.innerText)")
-    wait(lambda: page.locator(".jp-OutputArea-output[data-mime-type*=error]").all_inner_texts() or left(), lambda found: found == [] or "Traceback" in str(found), timeout=3 * TIMEOUT_S)
+    app.run(page)
     yield page
     browser.close()
     assert not complaints, complaints
 
 
 @pytest.fixture(scope="module")
-def ask(page, lab):
+def ask(page, app):
     "The value of an expression in the kernel that the page talks to; what the page has sent may still be under way, in a thread of its own"
-    client = BlockingKernelClient(connection_file=str(lab[1]/"runtime"/f"kernel-{api(lab, 'sessions')[0]['kernel']['id']}.json"))
+    client = BlockingKernelClient(connection_file=app.connection_file())
     client.load_connection_file()
     client.start_channels()
 
@@ -129,11 +79,10 @@ def ask(page, lab):
 
 
 @pytest.fixture(scope="module")
-def cell(page):
+def cell(page, app):
     "The output of the cell that begins so"
     def find(begin):
-        sources = [c.source for c in nbformat.read(NOTEBOOK, 4).cells] + [LIVE]
-        found = page.locator(".jp-Notebook .jp-Cell").nth(next(i for i, s in enumerate(sources) if s.startswith(begin))).locator(".jp-Cell-outputArea")
+        found = app.output(begin)
         found.locator(".jupyter-widgets, .lmac-player").first.wait_for()
         found.scroll_into_view_if_needed()
         return found
@@ -172,7 +121,7 @@ def scored(form, ask, name, row=0):
 
 def handle(form, name, which=0):
     "A handle of a slider with this label"
-    return form.locator(".widget-slider", has=form.page.get_by_text(name, exact=True)).get_by_role("slider").nth(which)
+    return form.locator(".widget-slider", has_text=re.compile(rf"^\s*{name}")).get_by_role("slider").nth(which)
 
 
 def press(handle, key, times=1):
@@ -185,10 +134,29 @@ def click(form, name): form.get_by_role("button", name=name, exact=True).click()
 
 # the notebook
 
-def test_the_notebook_runs_without_an_error(page, ask):
-    assert page.locator(".jp-OutputArea-output[data-mime-type*=error], .jp-OutputArea-output[data-mime-type*=stderr]").all_inner_texts() == []
-    assert page.locator(".jp-OutputArea").get_by_text("Error displaying widget").count() == page.get_by_text("Error creating widget").count() == 0
+def test_the_notebook_runs_without_an_error(app, ask):
+    assert app.errors() == []
     assert ask("sorted(monitor.samples)") == [1, 2, 3]
+
+
+CONTRAST = """(form) => {   // of each text in it to what it stands on, as WCAG defines contrast
+    const color = (text) => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number); return { rgb: [r, g, b], a } }
+    const light = (rgb) => rgb.map((v) => v / 255).map((v) => (v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)).reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0)
+    const page = Object.assign(document.createElement('div'), { style: 'background: var(--vscode-editor-background, white)' })   // VS Code's view has no ground of its own
+    document.body.append(page)
+    const ground = (e) => { for (; e; e = e.parentElement) { const { rgb, a } = color(getComputedStyle(e).backgroundColor); if (a === 1) return rgb } return color(getComputedStyle(page).backgroundColor).rgb }
+    const texts = [...form.querySelectorAll('.lmac-player *, .lmac-label, .lmac-scores *, .widget-label, .widget-readout, button, select')]
+        .filter((e) => e.checkVisibility() && !e.disabled && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) && !e.closest('.lmac-view'))
+    const pairs = texts.map((e) => [light(color(getComputedStyle(e).color).rgb), light(ground(e))])
+    return pairs.map((pair, i) => [(Math.max(...pair) + .05) / (Math.min(...pair) + .05), texts[i].textContent.slice(0, 40)])
+}"""
+
+
+@pytest.mark.parametrize("begin", ["player = ", "tuner = ", "brush = ", "explorer = "])
+def test_all_can_be_read(cell, begin):
+    found = cell(begin).evaluate(CONTRAST)
+    assert len(found) > 15
+    assert [x for x in found if x[0] < 4.5] == []
 
 
 # the tuner
@@ -384,7 +352,7 @@ def explain(explorer, ask, expected, methods=("lmac",)):
     said = wait(lambda: explorer.locator("p[role=status]").all_inner_texts(), lambda s: s and s[0].startswith(expected))
     assert ask("list(explorer.explanations)") == list(methods)
     explorer.locator(".lmac-player.lmac-ready").nth(len(methods) - 1).wait_for()
-    assert explorer.locator(".lmac-player").count() == len(methods)
+    wait(lambda: explorer.locator(".lmac-player").count(), lambda n: n == len(methods))
     for k, name in enumerate(methods):
         hears(explorer.locator(".lmac-player").nth(k), ask, f"explorer.explanations['{name}']")
         scored(explorer, ask, f"explorer.explanations['{name}']", k)
@@ -459,14 +427,14 @@ def test_a_recording_arrives_as_samples_and_is_explained(explorer, ask):
 
 # the monitor
 
-def test_a_training_is_watched_live(page, cell, ask):
+def test_a_training_is_watched_live(cell, ask):
     form = cell("waiting = ")
     assert form.get_by_text("Nothing was trained yet").is_visible()
-    page.evaluate("""() => { window.titles = []; new MutationObserver(() => {
-        for (const e of document.querySelectorAll('.lmac-title')) if (/after epoch/.test(e.textContent) && window.titles.at(-1) !== e.textContent && e.closest('.jp-Cell').textContent.includes('waiting')) window.titles.push(e.textContent)
-    }).observe(document.body, { subtree: true, childList: true }) }""")
+    form.evaluate("""(form) => { window.titles = []; new MutationObserver(() => {
+        for (const e of form.querySelectorAll('.lmac-title')) if (/after epoch/.test(e.textContent) && window.titles.at(-1) !== e.textContent) window.titles.push(e.textContent)
+    }).observe(form, { subtree: true, childList: true }) }""")
     ask("learner.fit() is not None")
-    wait(lambda: page.evaluate("window.titles"), lambda t: t == ["after epoch 1", "after epoch 2", "after epoch 3"])
+    wait(lambda: form.evaluate("() => window.titles"), lambda t: t == ["after epoch 1", "after epoch 2", "after epoch 3"])
     wait(lambda: form.locator("img.widget-image").evaluate("e => e.complete && e.naturalWidth"), lambda w: w > 300)
     for epoch in (3, 2, 1):
         if epoch < 3: press(handle(form, "epoch"), "ArrowDown")
