@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'BY_SHAPE', 'DROPOUT', 'BY_TENSOR', 'processes', 'is_main', 
            'draw_by_shape', 'draw_by_tensor', 'batch_norm_of_all', 'SharedBatch', 'ours']
 
 # %% ../nbs/02_parallel.ipynb #02parallel002
-import os
+import atexit, os, time
 from datetime import timedelta
 from functools import lru_cache
 
@@ -25,6 +25,7 @@ def processes() -> tuple: # index of this process, and how many there are
     if launched == 1: return 0, 1
     from accelerate import PartialState
     device = torch.accelerator.current_accelerator(check_available=True)
+    if not distributed.is_initialized(): atexit.register(time.sleep, .1)  # gloo's threads let go of tensors
     cpu = device is None or device.type == 'mps' or os.environ.get('ACCELERATE_USE_CPU', '').lower() in ('1', 'true', 'yes')
     state = PartialState(cpu=cpu, timeout=timedelta(weeks=1))
     if state.num_processes == launched: return state.process_index, launched

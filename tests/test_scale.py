@@ -43,9 +43,7 @@ for line in sys.stdin:
         except BaseException:
             traceback.print_exc()
             status = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        sys.exit(status)  # as scripts end, with all that Python does then
     print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 '''
 
