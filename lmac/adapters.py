@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'mel_spaced', 'Resynthesis', 'one_channel', 'Picture', 'flipped', 'Spectrum', 'Candidate', 'run_probe',
-           'layout_of', 'candidates', 'in_blocks', 'spread_over_depth', 'TapProposal', 'take_some', 'propose_taps']
+           'layout_of', 'candidates', 'fed_by', 'in_blocks', 'branches', 'spread_over_depth', 'shares', 'TapProposal',
+           'take_some', 'propose_taps']
 
 # %% ../nbs/04_adapters.ipynb #04adapters002
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -121,17 +122,19 @@ class Candidate:
     calls: int = 1 # how often it ran
     why: str = '' # why it is taken or not
     taken: bool = False
+    node: object = field(default=None, repr=False) # of the autograd graph, that made the output
 
-@torch.no_grad()
+@torch.enable_grad()
 def run_probe(model, front_end, stft, n_samples):
-    "Layers in the order in which they finish: name to the shapes of its outputs, one for each time it ran"
+    "Layers in the order in which they finish: name to shape and autograd node of its output, one pair for each time it ran"
     seen, handles = {}, []
     for name, layer in model.named_modules():
         def hook(layer, inputs, output, name=name):
             x = first_tensor(output)
-            seen.setdefault(name, []).append(tuple(x.shape) if isinstance(x, Tensor) else None)
+            seen.setdefault(name, []).append((tuple(x.shape), x.grad_fn) if isinstance(x, Tensor) else (None, None))
         if name: handles.append(layer.register_forward_hook(hook))
     magnitude, phase = stft(.1 * torch.randn(1, n_samples, device=stft.window.device))
+    magnitude.requires_grad_()
     try: model(front_end(magnitude, phase) if getattr(front_end, 'uses_phase', False) else front_end(magnitude))
     finally:
         for handle in handles: handle.remove()
@@ -170,13 +173,31 @@ def candidates(
     finally: model.train(was_training)
     n_frames, found = stft.n_frames(n_samples), []
     for name, calls in seen.items():
-        shape = calls[0]
-        layout, freq, frames, why = layout_of(shape, longer.get(name, [None])[0])
+        shape, node = calls[0]
+        layout, freq, frames, why = layout_of(shape, longer.get(name, [(None, None)])[0][0])
         if len(calls) > 1: layout, why = None, f'runs {len(calls)} times'
         elif layout and shape[2 if layout == 'frames' else 1] < 2: layout, why = None, 'a single channel'
         elif layout and frames > 4 * n_frames: layout, why = None, f'{frames} frames, far finer than the {n_frames} of the STFT'
         elif layout and frames < 2: layout, why = None, 'a single frame: time is pooled away'
-        found.append(Candidate(name, type(dict(model.named_modules())[name]).__name__, shape, layout, freq, frames, len(calls), why))
+        found.append(Candidate(name, type(dict(model.named_modules())[name]).__name__, shape, layout, freq, frames, len(calls), why, node=node))
+    return found
+
+# %% ../nbs/04_adapters.ipynb #04adapters043
+def fed_by(
+    blocks:list, # `Candidate`s in the order in which they finish
+) -> list: # for each the set of positions of those before it that feed it, at once or through others
+    "What feeds what; a block whose output has no node, computed without gradients, is taken for one in a row with all others"
+    found, at = [], {}
+    for i, c in enumerate(blocks):
+        fed, seen, todo = {j for j in range(i) if c.node is None or blocks[j].node is None}, set(), [c.node]
+        while todo:
+            node = todo.pop()
+            if node is None or node in seen: continue
+            seen.add(node)
+            if node in at: fed |= {at[node]} | found[at[node]]
+            else: todo += [before for before, _ in node.next_functions]
+        found.append(fed)
+        at[c.node] = i
     return found
 
 # %% ../nbs/04_adapters.ipynb #04adapters028
@@ -190,21 +211,43 @@ def in_blocks(
     layers = dict(model.named_modules())
     def has_parts(c): return any(True for _ in layers[c.name].children())
     def inside(c, outer): return c.name.startswith(outer.name + '.')
-    def level(depth):  # cut the tree of modules at a depth
-        return [c for c in found if c.name.count('.') == depth or c.name.count('.') < depth and not any(inside(o, c) for o in found)]
+    def level(depth):  # cut the tree of modules at a depth; where a container gives no map, take the blocks in it
+        upper = [c for c in found if c.name.count('.') <= depth]
+        lower = [c for c in found if c not in upper and has_parts(c) and not any(inside(c, o) for o in found)]
+        return [c for c in upper if not any(inside(o, c) for o in upper)] + lower
     levels = [level(depth) for depth in range(1 + max(c.name.count('.') for c in found))]
     chosen = next((cut for cut in levels if sum(map(has_parts, cut)) >= 2), levels[-1])
     rows = {}
     for c in filter(has_parts, found): rows.setdefault((c.name.rpartition('.')[0], c.kind), []).append(c)
-    for row in (r for r in rows.values() if len(r) >= 4):
+    for row in (r for r in rows.values() if len(r) >= 4 and all(len(fed) == i for i, fed in enumerate(fed_by(r)))):
         if around := [c for c in chosen if inside(row[0], c)]: chosen = [c for c in chosen if c not in around] + row
     chosen = [c for c in chosen if has_parts(c) or isinstance(layers[c.name], COMPUTING)] or chosen
     return sorted(chosen, key=found.index)
+
+# %% ../nbs/04_adapters.ipynb #04adapters046
+def branches(
+    blocks:list, # `Candidate`s in the order in which they finish
+) -> list: # lists of them; a single one where all lead to one end
+    "Blocks by the end that they lead to; those that lead to several are with the first"
+    above, given, found = fed_by(blocks), set(), []
+    for end in sorted(set(range(len(blocks))).difference(*above)):
+        row = (above[end] | {end}) - given
+        given |= row
+        found.append([blocks[i] for i in sorted(row)])
+    return found
 
 def spread_over_depth(items, n):
     "`n` of the items, evenly spaced, the last one always among them"
     if len(items) <= n: return list(items)
     return [items[round((i + 1) * len(items) / n) - 1] for i in range(n)]
+
+def shares(groups, n):
+    "How many of `n` each group gets: one, and the rest where most are without"
+    found = [1] * len(groups)
+    while sum(found) < min(n, sum(map(len, groups))):
+        k = max((k for k, group in enumerate(groups) if found[k] < len(group)), key=lambda k: len(groups[k]) / found[k])
+        found[k] += 1
+    return found
 
 # %% ../nbs/04_adapters.ipynb #04adapters030
 @dataclass
@@ -225,17 +268,16 @@ class TapProposal:
 
 # %% ../nbs/04_adapters.ipynb #04adapters031
 def take_some(blocks, n):
-    "Mark the candidates to tap: from each stage the last, from stages with many blocks several"
-    stages = {}
-    for c in blocks: stages.setdefault((c.layout, c.freq, c.frames), []).append(c)
-    stages = spread_over_depth(list(stages.values()), n)
-    quota = [1] * len(stages)
-    while sum(quota) < min(n, sum(map(len, stages))):
-        k = max((k for k, s in enumerate(stages) if quota[k] < len(s)), key=lambda k: len(stages[k]) / quota[k])
-        quota[k] += 1
-    for stage, count in zip(stages, quota):
-        for c in spread_over_depth(stage, count):
-            c.taken, c.why = True, ('last' if c is stage[-1] else f'one of {len(stage)}') + f' at {c.freq} × {c.frames} (frequency × time)'
+    "Mark the candidates to tap: of each branch its share, from each stage the last, from stages with many blocks several"
+    found = spread_over_depth(branches(blocks), n)
+    for branch, share in zip(found, shares(found, n)):
+        stages = {}
+        for c in branch: stages.setdefault((c.layout, c.freq, c.frames), []).append(c)
+        stages = spread_over_depth(list(stages.values()), share)
+        where = f', branch {1 + found.index(branch)} of {len(found)}' if len(found) > 1 else ''
+        for stage, count in zip(stages, shares(stages, share)):
+            for c in spread_over_depth(stage, count):
+                c.taken, c.why = True, ('last' if c is stage[-1] else f'one of {len(stage)}') + f' at {c.freq} × {c.frames} (frequency × time){where}'
 
 # %% ../nbs/04_adapters.ipynb #04adapters032
 def propose_taps(

@@ -219,13 +219,89 @@ def test_layer_that_runs_twice_is_not_proposed():
         LMAC.for_classifier(Twice(), taps=['blocks.2'], sample_rate=RATE, duration_s=SECONDS)
 
 
+def conv_block(a, b): return nn.Sequential(nn.Conv1d(a, b, 3, 1, 1), nn.ReLU())
+
+
+class Ensemble(nn.Module):
+    "Members that go over the same sizes of maps, with the first layer in common"
+    def __init__(self, members=3, no_grad=False):
+        super().__init__()
+        self.first, self.no_grad = conv_block(40, 8), no_grad
+        self.members = nn.ModuleList(nn.Sequential(*[conv_block(8, 8) for _ in range(5)]) for _ in range(members))
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, log_mel):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.no_grad): h = self.first(log_mel)
+        return sum(self.fc(m(h).mean(2)) for m in self.members)
+
+
+class Packed(nn.Module):
+    "Layers in a module that gives a dict, as networks of Hugging Face do"
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(6))
+
+        def forward(self, h):
+            for layer in self.layers: h = layer(h)
+            return dict(last=h)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.embed = conv_block(40, 16), nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16))
+        self.encoder, self.fc = self.Encoder(), nn.Linear(16, 3)
+
+    def forward(self, log_mel): return self.fc(self.encoder(self.embed(self.conv(log_mel).mT))['last'].mean(1))
+
+
+def proposed(model, **kwargs): return propose_taps(model, log_mel(), STFT(512, 128), RATE, **kwargs)
+
+@pytest.mark.parametrize('members, n', [(2, 6), (3, 6), (6, 6), (3, 7)])
+def test_each_member_of_an_ensemble_gets_its_taps(members, n):
+    found = proposed(Ensemble(members), n=n)
+    counts = [sum(tap.startswith(f'members.{k}.') for tap in found.taps) for k in range(members)]
+    assert sum(counts) == len(found.taps) == n and max(counts) - min(counts) <= 1
+    assert all(f'members.{k}.4' in found.taps for k in range(members))  # the end of each
+    assert 'branch 2 of' in found.table.set_index('layer').why['members.1.4']
+
+def test_more_members_than_taps():
+    assert proposed(Ensemble(9), n=3).taps == [f'members.{k}.4' for k in (2, 5, 8)]
+
+def test_an_end_behind_the_ends():
+    "Branches that join are one"
+    class Joined(Ensemble):
+        def __init__(self):
+            super().__init__(2)
+            self.last = conv_block(8, 8)
+        def forward(self, log_mel): return self.fc(self.last(sum(m(self.first(log_mel)) for m in self.members)).mean(2))
+    with pytest.raises(ValueError, match='runs 2 times'): LMAC.for_classifier(Joined(), log_mel(), ['first'], sample_rate=RATE, stft=STFT(512, 128), duration_s=SECONDS)
+    assert 'branch' not in ' '.join(proposed(Joined()).table.why) and 'last' in proposed(Joined()).taps
+
+def test_layers_without_gradients_count_as_one_row():
+    "Their graph is cut, and so the order of execution decides"
+    found = proposed(Ensemble(2, no_grad=True), n=6)
+    assert {tap.partition('.')[2].partition('.')[0] for tap in found.taps if 'members' in tap} == {'0', '1'}
+    class Cut(Ensemble):
+        def forward(self, log_mel):
+            with torch.no_grad(): return super().forward(log_mel)
+    assert 'branch' not in ' '.join(proposed(Cut(2)).table.why)
+
+def test_blocks_in_a_container_that_gives_no_map():
+    found = proposed(Packed(), n=4)
+    assert found.taps == ['conv', 'encoder.layers.0', 'encoder.layers.3', 'encoder.layers.5']
+
+def test_paths_side_by_side_in_a_block_are_no_row():
+    found = propose_taps(image_network('inception_v3').eval(), Picture(LogMel(), (299, 299)), STFT(), 80000)
+    assert found.taps == ['Conv2d_1a_3x3', 'Conv2d_2b_3x3', 'Conv2d_4a_3x3', 'Mixed_5d', 'Mixed_6e', 'Mixed_7c']
+
+
 def test_probe_leaves_the_model_as_it_was():
     model = Wave().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     stft = STFT(512, 128)
     propose_taps(model, Resynthesis(stft, RATE, one_channel), stft, RATE)
     assert model.training and all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
-    assert not any(m._forward_hooks for m in model.modules())
+    assert not any(m._forward_hooks for m in model.modules()) and all(p.grad is None for p in model.parameters())
 
 
 def test_clips_to_train_on(tmp_path, sounds):
