@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from .audio import check_sample_rate
@@ -124,7 +125,6 @@ class Candidate:
     taken: bool = False
     node: object = field(default=None, repr=False) # of the autograd graph, that made the output
 
-@torch.enable_grad()
 def run_probe(model, front_end, stft, n_samples):
     "Layers in the order in which they finish: name to shape and autograd node of its output, one pair for each time it ran"
     seen, handles = {}, []
@@ -168,8 +168,9 @@ def candidates(
     was_training = model.training
     model.eval()
     try:
-        seen, longer = run_probe(model, front_end, stft, n_samples), {}
-        with contextlib.suppress(Exception): longer = run_probe(model, front_end, stft, n_samples * 3 // 2)  # a fixed size won't take it
+        with torch.enable_grad(), saved_tensors_hooks(lambda x: None, lambda x: x):  # a graph, but no activations kept for it
+            seen, longer = run_probe(model, front_end, stft, n_samples), {}
+        with torch.no_grad(), contextlib.suppress(Exception): longer = run_probe(model, front_end, stft, n_samples * 3 // 2)  # a fixed size won't take it
     finally: model.train(was_training)
     n_frames, found = stft.n_frames(n_samples), []
     for name, calls in seen.items():
