@@ -19,13 +19,15 @@ from torch.overrides import TorchFunctionMode
 # %% ../nbs/02_parallel.ipynb #02parallel005
 SIZES = ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'MV2_COMM_WORLD_SIZE') # where launchers write how many they started
 
+_wait_at_exit = lru_cache(lambda: atexit.register(time.sleep, .1)) # once, for gloo's threads to let go of tensors
+
 def processes() -> tuple: # index of this process, and how many there are
     "Which of how many processes this is, connected to the others; raises `ValueError` if accelerate can't connect them"
     launched = max(int(os.environ.get(name) or 1) for name in SIZES)
     if launched == 1: return 0, 1
     from accelerate import PartialState
     device = torch.accelerator.current_accelerator(check_available=True)
-    if not distributed.is_initialized(): atexit.register(time.sleep, .1)  # gloo's threads let go of tensors
+    _wait_at_exit()
     cpu = device is None or device.type == 'mps' or os.environ.get('ACCELERATE_USE_CPU', '').lower() in ('1', 'true', 'yes')
     state = PartialState(cpu=cpu, timeout=timedelta(weeks=1))
     if state.num_processes == launched: return state.process_index, launched

@@ -224,14 +224,14 @@ def conv_block(a, b): return nn.Sequential(nn.Conv1d(a, b, 3, 1, 1), nn.ReLU())
 
 class Ensemble(nn.Module):
     "Members that go over the same sizes of maps, with the first layer in common"
-    def __init__(self, members=3, no_grad=False):
+    def __init__(self, members=3, size=5):
         super().__init__()
-        self.first, self.no_grad = conv_block(40, 8), no_grad
-        self.members = nn.ModuleList(nn.Sequential(*[conv_block(8, 8) for _ in range(5)]) for _ in range(members))
+        self.first = conv_block(40, 8)
+        self.members = nn.ModuleList(nn.Sequential(*[conv_block(8, 8) for _ in range(size)]) for _ in range(members))
         self.fc = nn.Linear(8, 3)
 
     def forward(self, log_mel):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.no_grad): h = self.first(log_mel)
+        h = self.first(log_mel)
         return sum(self.fc(m(h).mean(2)) for m in self.members)
 
 
@@ -262,29 +262,87 @@ def test_each_member_of_an_ensemble_gets_its_taps(members, n):
     counts = [sum(tap.startswith(f'members.{k}.') for tap in found.taps) for k in range(members)]
     assert sum(counts) == len(found.taps) == n and max(counts) - min(counts) <= 1
     assert all(f'members.{k}.4' in found.taps for k in range(members))  # the end of each
-    assert 'branch 2 of' in found.table.set_index('layer').why['members.1.4']
+    assert found.table.set_index('layer').why['members.1.4'].startswith('last of branch 2 at')
 
 def test_more_members_than_taps():
-    assert proposed(Ensemble(9), n=3).taps == [f'members.{k}.4' for k in (2, 5, 8)]
+    assert proposed(Ensemble(9), n=3).taps == [f'members.{k}.4' for k in range(3)]
 
-def test_an_end_behind_the_ends():
-    "Branches that join are one"
+@pytest.mark.parametrize('how', ['without gradients', 'in place', 'detached', 'frozen'])
+def test_members_are_told_apart(how):
+    class Other(Ensemble):
+        def forward(self, log_mel):
+            if how == 'without gradients':
+                with torch.no_grad(): return super().forward(log_mel)
+            h = log_mel.sub_(log_mel.mean()).relu_() if how == 'in place' else log_mel
+            h = self.first(h).mT
+            for m in self.members: m[0].register_forward_hook(lambda layer, inputs, output: output.detach() if how == 'detached' else None)
+            return sum(self.fc(m(h.mT).mT.relu_().mean(1)) for m in self.members)
+    model = Other(2)
+    if how == 'frozen': model.requires_grad_(False)
+    if how == 'in place':
+        for m in model.modules():
+            if isinstance(m, nn.ReLU): m.inplace = True
+    found = propose_taps(model, Spectrum(STFT(78, 20), RATE, 'magnitude'), STFT(78, 20), RATE)  # hands its input on
+    assert [sum(f'members.{k}' in tap for tap in found.taps) for k in range(2)] == [3 - ('first' in found.taps), 3], found.taps
+
+def test_turned_and_rectified_in_place_is_still_a_row():
+    "Views of a block's output that change in place"
+    class Row(Ensemble):
+        def forward(self, log_mel):
+            h = self.first(log_mel)
+            for block in self.members[0]: h = block(h).mT.mul_(2).mT.relu_()
+            return self.fc(h.mean(2))
+    found = proposed(Row(1), n=3)
+    assert found.taps == ['members.0.0', 'members.0.2', 'members.0.4'] and 'branch' not in ' '.join(found.table.why)
+
+def test_branches_that_join_are_one():
     class Joined(Ensemble):
         def __init__(self):
             super().__init__(2)
             self.last = conv_block(8, 8)
-        def forward(self, log_mel): return self.fc(self.last(sum(m(self.first(log_mel)) for m in self.members)).mean(2))
-    with pytest.raises(ValueError, match='runs 2 times'): LMAC.for_classifier(Joined(), log_mel(), ['first'], sample_rate=RATE, stft=STFT(512, 128), duration_s=SECONDS)
-    assert 'branch' not in ' '.join(proposed(Joined()).table.why) and 'last' in proposed(Joined()).taps
-
-def test_layers_without_gradients_count_as_one_row():
-    "Their graph is cut, and so the order of execution decides"
-    found = proposed(Ensemble(2, no_grad=True), n=6)
-    assert {tap.partition('.')[2].partition('.')[0] for tap in found.taps if 'members' in tap} == {'0', '1'}
-    class Cut(Ensemble):
         def forward(self, log_mel):
-            with torch.no_grad(): return super().forward(log_mel)
-    assert 'branch' not in ' '.join(proposed(Cut(2)).table.why)
+            h = self.first(log_mel)
+            return self.fc(self.last(sum(m(h) for m in self.members)).mean(2))
+    found = proposed(Joined())
+    assert 'branch' not in ' '.join(found.table.why) and found.taps[-1] == 'last'
+
+@pytest.mark.parametrize('heads, n, trunk', [(10, 6, 5), (2, 6, 4), (3, 3, 2)])
+def test_a_trunk_has_more_taps_than_its_heads(heads, n, trunk):
+    class Headed(Ensemble):
+        def __init__(self):
+            super().__init__(1, 12)
+            self.heads = nn.ModuleList(conv_block(8, 8) for _ in range(heads))
+        def forward(self, log_mel):
+            h = self.members[0](self.first(log_mel))
+            return sum(self.fc(head(h).mean(2)) for head in self.heads)
+    taps = proposed(Headed(), n=n).taps
+    assert len(taps) == n and sum(tap.startswith(('first', 'members')) for tap in taps) == trunk and 'heads.0' in taps
+
+def test_what_the_output_does_not_depend_on_is_not_proposed():
+    class Idle(Ensemble):
+        def forward(self, log_mel):
+            h = self.first(log_mel)
+            for a, b in zip(*self.members):
+                h, idle = a(h), b(h)
+            return self.fc(h.mean(2))
+    found = proposed(Idle(2))
+    assert all('members.1' not in tap for tap in found.taps)
+    assert found.table.set_index('layer').why['members.1.4'] == 'the output does not depend on it'
+
+@pytest.mark.parametrize('n', [1, 2, 3, 6])
+def test_the_end_is_tapped_where_sizes_come_back(n):
+    class Hourglass(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down = nn.ModuleList(nn.Sequential(nn.Conv1d(a, 8, 3, 2, 1), nn.ReLU()) for a in (40, 8, 8))
+            self.up = nn.ModuleList(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv1d(8, 8, 3, 1, 1)) for _ in range(3))
+            self.fc = nn.Linear(8, 3)
+        def forward(self, h):
+            kept = []
+            for layer in self.down: kept.append(h := layer(h))
+            for layer, before in zip(self.up, [None, *kept[1::-1]]): h = layer(h if before is None else h[..., :before.shape[2]] + before)
+            return self.fc(h.mean(2))
+    assert proposed(Hourglass(), n=n).taps[-1] == 'up.2'
 
 def test_blocks_in_a_container_that_gives_no_map():
     found = proposed(Packed(), n=4)
@@ -301,7 +359,7 @@ def test_probe_leaves_the_model_as_it_was():
     stft = STFT(512, 128)
     propose_taps(model, Resynthesis(stft, RATE, one_channel), stft, RATE)
     assert model.training and all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
-    assert not any(m._forward_hooks for m in model.modules()) and all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_clips_to_train_on(tmp_path, sounds):
