@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'mel_spaced', 'Resynthesis', 'one_channel', 'Picture', 'flipped', 'Spectrum', 'Candidate', 'storages',
-           'Dependencies', 'run_probe', 'layout_of', 'candidates', 'in_blocks', 'branches', 'spread_over_depth',
-           'shares', 'TapProposal', 'take_some', 'propose_taps']
+           'Dependencies', 'run_probe', 'last_axes', 'layout_of', 'candidates', 'in_blocks', 'branches',
+           'spread_over_depth', 'shares', 'TapProposal', 'take_some', 'propose_taps']
 
 # %% ../nbs/04_adapters.ipynb #04adapters002
 import contextlib
@@ -168,17 +168,27 @@ def run_probe(model, front_end, stft, n_samples):
     return seen, dependencies.of(logits)
 
 # %% ../nbs/04_adapters.ipynb #04adapters024
+def last_axes(
+    layer:nn.Module,
+) -> set: # of integers
+    "How long the last axis is that linear layers and layer norms in a layer give"
+    return {m.out_features if isinstance(m, nn.Linear) else m.normalized_shape[-1] for m in layer.modules() if isinstance(m, (nn.Linear, nn.LayerNorm))}
+
 def layout_of(
     shape:tuple, # of a layer's output
     longer:tuple, # the same for a longer input; equal where the input's size is fixed
+    channels:set=frozenset(), # from `last_axes`
 ) -> tuple: # name of the layout or None; rows of frequency, frames; or why it gives no map
     "Which axes of a layer's output are time and frequency"
     if shape is None: return None, 1, 1, 'its output is no tensor'
     if len(shape) not in (3, 4): return None, 1, 1, f'{len(shape)} axes: time is gone, or never was'
-    grows = [i for i in range(2 if len(shape) == 4 else 1, len(shape)) if longer is not None and len(longer) == len(shape) and longer[i] > shape[i]]
+    last = len(shape) == 4 and shape[3] in channels and shape[1] not in channels
+    a, b = (1, 2) if last or len(shape) == 3 else (2, 3)
+    grows = [i for i in (a, b) if longer is not None and len(longer) == len(shape) and longer[i] > shape[i]]
     if len(shape) == 4:
-        if grows == [2]: return 'time_freq', shape[3], shape[2], ''
-        if grows == [3] or shape[2:] != (1, 1): return 'freq_time', shape[2], shape[3], '' if grows == [3] else 'fixed size, axes as in a picture'
+        end = '_channel' if last else ''
+        if grows == [a]: return f'time_freq{end}', shape[b], shape[a], ''
+        if grows == [b] or (shape[a], shape[b]) != (1, 1): return f'freq_time{end}', shape[a], shape[b], '' if grows == [b] else 'fixed size, axes as in a picture'
         return None, 1, 1, 'time is pooled away'
     if grows == [2]: return 'time', 1, shape[2], ''
     if grows == [1]: return 'frames', 1, shape[1], ''
@@ -199,15 +209,15 @@ def candidates(
         longer = {}
         with contextlib.suppress(Exception): longer, _ = run_probe(model, front_end, stft, n_samples * 3 // 2)  # a fixed size won't take it
     finally: model.train(was_training)
-    n_frames, found = stft.n_frames(n_samples), []
+    n_frames, found, layers = stft.n_frames(n_samples), [], dict(model.named_modules())
     for name, calls in seen.items():
         shape, sources = calls[0]
-        layout, freq, frames, why = layout_of(shape, longer.get(name, [(None, None)])[0][0])
+        layout, freq, frames, why = layout_of(shape, longer.get(name, [(None, None)])[0][0], last_axes(layers[name]))
         if len(calls) > 1: layout, why = None, f'runs {len(calls)} times'
-        elif layout and shape[2 if layout == 'frames' else 1] < 2: layout, why = None, 'a single channel'
+        elif layout and shape[2 if layout == 'frames' else 3 if layout.endswith('channel') else 1] < 2: layout, why = None, 'a single channel'
         elif layout and frames > 4 * n_frames: layout, why = None, f'{frames} frames, far finer than the {n_frames} of the STFT'
         elif layout and frames < 2: layout, why = None, 'a single frame: time is pooled away'
-        found.append(Candidate(name, type(dict(model.named_modules())[name]).__name__, shape, layout, freq, frames, len(calls), why, sources=sources, used=name in needed or not needed))
+        found.append(Candidate(name, type(layers[name]).__name__, shape, layout, freq, frames, len(calls), why, sources=sources, used=name in needed or not needed))
     return found
 
 # %% ../nbs/04_adapters.ipynb #04adapters028

@@ -106,7 +106,8 @@ def tapped(
 
 # %% ../nbs/03_classifier.ipynb #03classifier024
 LAYOUTS = dict(freq_time=(4, lambda x: x), time_freq=(4, lambda x: x.mT), # axes of a layer's output, and how to make a map of it
-               time=(3, lambda x: x[:, :, None]), frames=(3, lambda x: x.mT[:, :, None]))
+               time=(3, lambda x: x[:, :, None]), frames=(3, lambda x: x.mT[:, :, None]),
+               freq_time_channel=(4, lambda x: x.permute(0, 3, 1, 2)), time_freq_channel=(4, lambda x: x.permute(0, 3, 2, 1)))
 
 def check_layout(layout):
     "The layout, if it is one; raises `ValueError`"

@@ -353,6 +353,32 @@ def test_paths_side_by_side_in_a_block_are_no_row():
     assert found.taps == ['Conv2d_1a_3x3', 'Conv2d_2b_3x3', 'Conv2d_4a_3x3', 'Mixed_5d', 'Mixed_6e', 'Mixed_7c']
 
 
+def test_channels_last():
+    "Swin's maps lie (row, column, channel)"
+    explainer = LMAC.for_classifier(image_network('swin_t').eval(), Picture(log_mel(), (96, 96)), labels=list('abc'), sample_rate=RATE, duration_s=SECONDS, stft=STFT(512, 128))
+    assert set(explainer.classifier.map_layout.values()) == {'freq_time_channel'}
+    with torch.no_grad(): _, maps = explainer.classifier.with_taps(*explainer.magnitude_phase(.1 * torch.randn(1, RATE)))
+    assert [tuple(m.shape[1:]) for m in maps][::5] == [(96, 24, 24), (768, 3, 3)] and len(maps) == 6
+
+@pytest.mark.parametrize('turned', [False, True])
+def test_channels_last_with_time_that_grows(turned):
+    "Where time is the louder half's place, the map shows it there"
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.fc = (nn.Sequential(nn.Linear(n, 6), nn.ReLU()) for n in (1, 6, 6))
+        def forward(self, log_mel):
+            h = self.b(self.a((log_mel.mT if turned else log_mel)[..., None]))
+            return self.fc(h.mean((1, 2)))
+    sound = .1 * torch.sin(6000 * torch.arange(RATE) / RATE)[None]
+    sound[:, :RATE // 2] = 0
+    explainer = LMAC.for_classifier(Last(), log_mel(), labels=list('abcdef'), sample_rate=RATE, duration_s=SECONDS, stft=STFT(512, 128))
+    with torch.no_grad(): _, maps = explainer.classifier.with_taps(*explainer.magnitude_phase(sound))
+    for m in maps:
+        assert m.shape[1] == 6 and m.shape[2] == 40
+        change = (m - m[:, :, :, :1]).abs().mean((0, 1, 2))
+        assert change[m.shape[3] * 3 // 4] > 10 * change[m.shape[3] // 4]
+
 def test_probe_leaves_the_model_as_it_was():
     model = Wave().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
