@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'mel_spaced', 'Resynthesis', 'one_channel', 'Picture', 'flipped', 'Spectrum', 'Candidate', 'storages',
-           'Dependencies', 'run_probe', 'last_axes', 'layout_of', 'candidates', 'in_blocks', 'branches',
+           'Dependencies', 'run_probe', 'last_axis_channels', 'layout_of', 'candidates', 'in_blocks', 'branches',
            'spread_over_depth', 'shares', 'TapProposal', 'take_some', 'propose_taps']
 
 # %% ../nbs/04_adapters.ipynb #04adapters002
@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -126,13 +127,12 @@ class Candidate:
     why: str = '' # why it is taken or not
     taken: bool = False
     sources: frozenset = frozenset() # names of the layers that the output depends on
-    used: bool = True # whether the logits depend on it
 
 def storages(
     x, # a tensor, or any structure of tensors
-) -> list: # of integers, one for each
+) -> list: # of weak references, one for each, equal for the same storage
     "Where the values are kept; views of a tensor share its storage"
-    return [t.untyped_storage()._cdata for t in tree_leaves(x) if isinstance(t, Tensor) and t.layout == torch.strided]
+    return [StorageWeakRef(t.untyped_storage()) for t in tree_leaves(x) if isinstance(t, Tensor) and t.layout == torch.strided]
 
 class Dependencies(TorchDispatchMode):
     "Follows every operation, also in place and without gradients: what it gives depends on all that its inputs depend on"
@@ -168,25 +168,25 @@ def run_probe(model, front_end, stft, n_samples):
     return seen, dependencies.of(logits)
 
 # %% ../nbs/04_adapters.ipynb #04adapters024
-def last_axes(
+def last_axis_channels(
     layer:nn.Module,
 ) -> set: # of integers
-    "How long the last axis is that linear layers and layer norms in a layer give"
+    "How many channels linear layers and layer norms in a layer give, which have them on the last axis"
     return {m.out_features if isinstance(m, nn.Linear) else m.normalized_shape[-1] for m in layer.modules() if isinstance(m, (nn.Linear, nn.LayerNorm))}
 
 def layout_of(
     shape:tuple, # of a layer's output
     longer:tuple, # the same for a longer input; equal where the input's size is fixed
-    channels:set=frozenset(), # from `last_axes`
+    channels:set=frozenset(), # from `last_axis_channels`
 ) -> tuple: # name of the layout or None; rows of frequency, frames; or why it gives no map
     "Which axes of a layer's output are time and frequency"
     if shape is None: return None, 1, 1, 'its output is no tensor'
     if len(shape) not in (3, 4): return None, 1, 1, f'{len(shape)} axes: time is gone, or never was'
-    last = len(shape) == 4 and shape[3] in channels and shape[1] not in channels
-    a, b = (1, 2) if last or len(shape) == 3 else (2, 3)
+    channels_last = len(shape) == 4 and shape[3] in channels and shape[1] not in channels
+    a, b = (1, 2) if channels_last or len(shape) == 3 else (2, 3)
     grows = [i for i in (a, b) if longer is not None and len(longer) == len(shape) and longer[i] > shape[i]]
     if len(shape) == 4:
-        end = '_channel' if last else ''
+        end = '_channel' if channels_last else ''
         if grows == [a]: return f'time_freq{end}', shape[b], shape[a], ''
         if grows == [b] or (shape[a], shape[b]) != (1, 1): return f'freq_time{end}', shape[a], shape[b], '' if grows == [b] else 'fixed size, axes as in a picture'
         return None, 1, 1, 'time is pooled away'
@@ -212,12 +212,13 @@ def candidates(
     n_frames, found, layers = stft.n_frames(n_samples), [], dict(model.named_modules())
     for name, calls in seen.items():
         shape, sources = calls[0]
-        layout, freq, frames, why = layout_of(shape, longer.get(name, [(None, None)])[0][0], last_axes(layers[name]))
+        layout, freq, frames, why = layout_of(shape, longer.get(name, [(None, None)])[0][0], last_axis_channels(layers[name]))
         if len(calls) > 1: layout, why = None, f'runs {len(calls)} times'
+        elif layout and needed and name not in needed: layout, why = None, 'the output does not depend on it'
         elif layout and shape[2 if layout == 'frames' else 3 if layout.endswith('channel') else 1] < 2: layout, why = None, 'a single channel'
         elif layout and frames > 4 * n_frames: layout, why = None, f'{frames} frames, far finer than the {n_frames} of the STFT'
         elif layout and frames < 2: layout, why = None, 'a single frame: time is pooled away'
-        found.append(Candidate(name, type(layers[name]).__name__, shape, layout, freq, frames, len(calls), why, sources=sources, used=name in needed or not needed))
+        found.append(Candidate(name, type(layers[name]).__name__, shape, layout, freq, frames, len(calls), why, sources=sources))
     return found
 
 # %% ../nbs/04_adapters.ipynb #04adapters028
@@ -277,10 +278,10 @@ class TapProposal:
     table: pd.DataFrame # all layers: kind, output, layout, taken, why
 
     def layouts_of(self, taps):
-        "Layouts of some taps; raises `ValueError` for one that gives no map over time"
+        "Layouts of some taps; raises `ValueError` for one that gives no map to tap"
         found = self.table.set_index('layer')
         unfit = [tap for tap in taps or self.taps if tap in found.index and not isinstance(found.layout[tap], str)]
-        if unfit: raise ValueError(f"The layer {unfit[0]!r} gives no map over time: {found.why[unfit[0]]}. Tap another, or hand in map_layout.")
+        if unfit: raise ValueError(f"The layer {unfit[0]!r} gives no map to tap: {found.why[unfit[0]]}. Tap another, or hand in map_layout.")
         return {tap: found.layout.get(tap) or 'time_freq' for tap in taps or self.taps}
 
     def _repr_html_(self): return self.table._repr_html_()
@@ -313,10 +314,10 @@ def propose_taps(
         reasons = '; '.join(f'{c.name}: {c.why}' for c in found[:6])
         raise ValueError(f"None of the network's {len(found)} layers gives a map over time ({reasons}). Name the taps yourself, and a "
                          "function as map_layout that makes a map (batch, channel, freq, frame) of their output.")
-    blocks = in_blocks([c for c in maps if c.used], model)
+    blocks = in_blocks(maps, model)
     take_some(blocks, n)
     for c in maps:
-        if not c.taken: c.why = c.why or ('others like it are taken' if c in blocks else 'part of a block, or holds blocks' if c.used else 'the output does not depend on it')
+        if not c.taken: c.why = c.why or ('others like it are taken' if c in blocks else 'part of a block, or holds blocks')
     table = pd.DataFrame([dict(layer=c.name, kind=c.kind, output=c.shape, layout=c.layout, taken=c.taken, why=c.why) for c in found])
     taken = [c for c in found if c.taken]
     return TapProposal([c.name for c in taken], {c.name: c.layout for c in taken}, table)

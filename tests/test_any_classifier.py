@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lmac.adapters import Picture, Resynthesis, Spectrum, flipped, one_channel, propose_taps
+from lmac.adapters import Dependencies, Picture, Resynthesis, Spectrum, flipped, one_channel, propose_taps
 from lmac.audio import make_scene, save_audio
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.evaluation import judge_mask, take_whole
@@ -201,7 +201,7 @@ def test_flipped_picture_is_turned_back():
     assert maps[False].shape == maps[True].shape and torch.allclose(maps[False], maps[True], atol=1e-5)
 
 
-@pytest.mark.parametrize('taps, says', [(['nope'], "no layer 'nope'"), (['fc'], "'fc' gives no map over time")])
+@pytest.mark.parametrize('taps, says', [(['nope'], "no layer 'nope'"), (['fc'], "'fc' gives no map to tap")])
 def test_taps_that_do_not_fit(taps, says):
     with pytest.raises(ValueError, match=says): LMAC.for_classifier(Wave(), taps=taps, sample_rate=RATE, duration_s=SECONDS)
 
@@ -215,7 +215,7 @@ def test_layer_that_runs_twice_is_not_proposed():
     stft = STFT(512, 128)
     proposal = propose_taps(Twice(), Resynthesis(stft, RATE, one_channel), stft, RATE)
     assert 'blocks.2' not in proposal.taps and 'runs 2 times' in proposal.table.set_index('layer').why['blocks.2']
-    with pytest.raises(ValueError, match='gives no map over time: runs 2 times'):
+    with pytest.raises(ValueError, match='gives no map to tap: runs 2 times'):
         LMAC.for_classifier(Twice(), taps=['blocks.2'], sample_rate=RATE, duration_s=SECONDS)
 
 
@@ -267,22 +267,14 @@ def test_each_member_of_an_ensemble_gets_its_taps(members, n):
 def test_more_members_than_taps():
     assert proposed(Ensemble(9), n=3).taps == [f'members.{k}.4' for k in range(3)]
 
-@pytest.mark.parametrize('how', ['without gradients', 'in place', 'detached', 'frozen'])
-def test_members_are_told_apart(how):
-    class Other(Ensemble):
-        def forward(self, log_mel):
-            if how == 'without gradients':
-                with torch.no_grad(): return super().forward(log_mel)
-            h = log_mel.sub_(log_mel.mean()).relu_() if how == 'in place' else log_mel
-            h = self.first(h).mT
-            for m in self.members: m[0].register_forward_hook(lambda layer, inputs, output: output.detach() if how == 'detached' else None)
-            return sum(self.fc(m(h.mT).mT.relu_().mean(1)) for m in self.members)
-    model = Other(2)
-    if how == 'frozen': model.requires_grad_(False)
-    if how == 'in place':
-        for m in model.modules():
-            if isinstance(m, nn.ReLU): m.inplace = True
-    found = propose_taps(model, Spectrum(STFT(78, 20), RATE, 'magnitude'), STFT(78, 20), RATE)  # hands its input on
+def test_members_are_told_apart_in_place():
+    "A network that begins by changing its input, behind a front end that hands it on, and goes on so"
+    class Changing(Ensemble):
+        def forward(self, magnitude): return super().forward(magnitude.sub_(magnitude.mean()).relu_())
+    model, stft = Changing(2), STFT(78, 20)
+    for m in model.modules():
+        if isinstance(m, nn.ReLU): m.inplace = True
+    found = propose_taps(model, Spectrum(stft, RATE, 'magnitude'), stft, RATE)
     assert [sum(f'members.{k}' in tap for tap in found.taps) for k in range(2)] == [3 - ('first' in found.taps), 3], found.taps
 
 def test_turned_and_rectified_in_place_is_still_a_row():
@@ -329,6 +321,22 @@ def test_what_the_output_does_not_depend_on_is_not_proposed():
     assert all('members.1' not in tap for tap in found.taps)
     assert found.table.set_index('layer').why['members.1.4'] == 'the output does not depend on it'
 
+def test_maps_that_are_all_idle():
+    class Pooled(Ensemble):
+        def forward(self, log_mel):
+            super().forward(log_mel)
+            return self.fc(log_mel[:, :8].mean(2))
+    with pytest.raises(ValueError, match='gives a map over time .first.0: the output does not depend on it'): proposed(Pooled())
+
+def test_storage_that_is_used_again():
+    "A constant that takes the place of an output that is gone depends on nothing"
+    with Dependencies() as dependencies:
+        for _ in range(20):
+            x = torch.ones(1000)
+            dependencies.mark(x, {'layer'})
+            del x
+            assert dependencies.of(torch.tensor([1.] * 1000)) == set()
+
 @pytest.mark.parametrize('n', [1, 2, 3, 6])
 def test_the_end_is_tapped_where_sizes_come_back(n):
     class Hourglass(nn.Module):
@@ -362,7 +370,7 @@ def test_channels_last():
 
 @pytest.mark.parametrize('turned', [False, True])
 def test_channels_last_with_time_that_grows(turned):
-    "Where time is the louder half's place, the map shows it there"
+    "The half of a recording that sounds is found on the time axis of the maps"
     class Last(nn.Module):
         def __init__(self):
             super().__init__()
