@@ -313,7 +313,7 @@ def test_painting_erasing_and_the_width_of_the_pen(brush, ask):
 def test_the_pointer_seeks_again_when_it_listens(brush, ask):
     before = ask("brush.player.cells.tolist()")
     click(brush, "listen")
-    wait(lambda: ask("brush.player.painting"), lambda p: not p)
+    wait(lambda: ask("brush.player.painting") or brush.locator("[data-brush]").count(), lambda p: not p)  # kernel and page
     box = brush.locator(".lmac-view").bounding_box()
     brush.page.mouse.click(box["x"] + .25 * box["width"], box["y"] + 20)
     assert state(brush.locator(".lmac-player"))["position"] == pytest.approx(.375, abs=.02) and ask("brush.player.cells.tolist()") == before
