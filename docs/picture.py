@@ -8,10 +8,10 @@ from lmac.cli import DEMO
 from lmac.explain import LMAC
 
 GALLERY = {  # file: notebook, a text in the source of the cell, which of the cell's pictures
-    "right": ("07_explain", "for name, among in (('right', right), ('wrong', ~right))", 0),
-    "wrong": ("07_explain", "for name, among in (('right', right), ('wrong', ~right))", 1),
-    "methods": ("09_baselines", "shown['L-MAC'] = ", 0),
-    "random": ("11_sanity", "depths = [0, 1, 3, 5, 8]", 0),
+    "right": ("11_explain", "for name, among in (('right', right), ('wrong', ~right))", 0),
+    "wrong": ("11_explain", "for name, among in (('right', right), ('wrong', ~right))", 1),
+    "methods": ("evidence/baselines", "shown['L-MAC'] = ", 0),
+    "random": ("evidence/sanity", "depths = [0, 1, 3, 5, 8]", 0),
     "shortcuts": ("results/shortcuts", "plot_found()", 0),
     "contaminated": ("results/benchmark", "Path('ratios.json')", 0)}
 

@@ -22,13 +22,13 @@ CLASSIFIER = dict(
     data=dict(dataset=None, train=[1, 2, 3], valid=[4], test=[5]), sample_rate=16000, duration_s=1.0,
     stft=dict(n_fft=512, hop_length=256, win_length=512), front_end=dict(n_mels=40, f_min=20.0, gain=30.0),
     network=dict(width=4, max_width=32, dropout=0.1, head_dropout=0.3), taps=['conv_block2', 'conv_block4', 'conv_block6'],
-    augmentation=dict(mix_share=0.6, noise_share=0.2, holes_share=0.25, gain_range_db=12.0),
+    augmentation=dict(p_mix=0.6, p_noise=0.2, p_time_freq_mask=0.25, gain_range_db=12.0),
     training=dict(epochs=2, batch_size=4, lr=0.01, weight_decay=0.01, warmup=0.2, seed=0),
     monitor=dict(monitor='valid_loss', mode='min'))
 EXPLAINER = dict(
     data=CLASSIFIER['data'], decoder=dict(channels=8, head_channels=4), domain='log1p',
-    loss=dict(weight_in=4.0, weight_out=0.2, weight_sparsity=0.4, weight_tv=0.0, max_out=5.0),
-    augmentation=dict(binary_share=0.5, mix_share=0.6, noise_share=0.3, snr_low_db=-2.0, snr_high_db=18.0),
+    loss=dict(weight_in=4.0, weight_out=0.2, weight_sparsity=0.4, weight_tv=0.0, max_masked_out=5.0),
+    augmentation=dict(p_binary=0.5, p_mix=0.6, p_noise=0.3, snr_low_db=-2.0, snr_high_db=18.0),
     training=dict(epochs=2, batch_size=4, lr=0.01, weight_decay=0.0, warmup=0.1, seed=0),
     monitor=dict(monitor='valid_loss', mode='min'))
 FINETUNE = {k: v for k, v in EXPLAINER.items() if k != 'decoder'} | dict(guidance=dict(weight=4.0, threshold=0.6, binarization=0.35))

@@ -110,7 +110,7 @@ class VSCode(JupyterLab):
         self.cells = [nbformat.v4.new_code_cell(c.source) for c in self.cells if c.cell_type == "code" and not re.search(r"^#\| (default_exp|export)", c.source, re.M)]
         cells = [nbformat.v4.new_code_cell(f"{c.source}\n") for c in self.cells]
         for k, cell in enumerate(cells): cell.source = f"display_html('<span class=\"cell-{k}\"></span>', raw=True)\n{cell.source}"
-        cells[0].source = f"from IPython.display import display_html\nimport lmac.widgets\nglobals().update(vars(lmac.widgets))\n{cells[0].source}"
+        cells[0].source = f"from IPython.display import display_html\nimport lmac.listen.widgets\nglobals().update(vars(lmac.listen.widgets))\n{cells[0].source}"
         return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
     def start(self):

@@ -9,7 +9,7 @@ from torch import nn
 from lmac.adapters import Dependencies, Picture, Resynthesis, Spectrum, flipped, one_channel, propose_taps
 from lmac.audio import make_scene, save_audio
 from lmac.classifier import Cnn14, TappedClassifier
-from lmac.evaluation import judge_mask, take_whole
+from lmac.evidence.evaluation import score_mask, score_full_input
 from lmac.explain import LMAC, training_clips
 from lmac.spectrogram import STFT, LogMel
 from lmac.training import ExplainerTask
@@ -128,7 +128,7 @@ def test_family_is_explained(family, sounds, tmp_path):
 def test_family_answers_for_each_class(family, sounds):
     explainer = family[0]
     nn.init.normal_(explainer.decoder.weigh.of_class, std=.5)
-    explainer.use_decoder(explainer.decoder)
+    explainer.set_decoder(explainer.decoder)
     magnitude, phase = explainer.magnitude_phase(sounds[:2])
     masks = [explainer.attribute(magnitude, k, phase=phase) for k in range(3)]
     assert all((a - b).abs().max() > 1e-4 for a, b in ((masks[0], masks[1]), (masks[1], masks[2])))
@@ -138,8 +138,8 @@ def test_family_answers_for_each_class(family, sounds):
 
 def test_family_is_evaluated(family, sounds):
     explainer = family[0]
-    whole = take_whole(explainer, sounds[:3])
-    found, heard = judge_mask(explainer, whole, torch.ones_like(whole.magnitude))
+    whole = score_full_input(explainer, sounds[:3])
+    found, heard = score_mask(explainer, whole, torch.ones_like(whole.magnitude))
     for route in ('spectrogram', 'heard'):  # a mask of ones changes nothing on either route
         assert torch.allclose(found[route][0], whole.probabilities[route], atol=1e-3), route
     assert torch.allclose(heard[0], sounds[:3] * (heard[0].abs().amax(1) / sounds[:3].abs().amax(1))[:, None], atol=1e-3)
@@ -411,8 +411,8 @@ def test_missing_phase_is_named():
 
 
 def test_phase_may_stand_for_methods_that_know_of_magnitudes_only(sounds):
-    from lmac.baselines import BASELINES
-    from lmac.benchmark import attribution
+    from lmac.evidence.baselines import BASELINES
+    from lmac.evidence.benchmark import attribution
     torch.manual_seed(0)
     explainer = LMAC.for_classifier(Wave(), stft=STFT(512, 128), labels=list('abc'), sample_rate=RATE, duration_s=SECONDS)
     magnitude, phase = explainer.magnitude_phase(sounds[:2])
@@ -430,7 +430,7 @@ def test_phase_may_stand_for_methods_that_know_of_magnitudes_only(sounds):
 
 
 def test_waveform_classifier_goes_through_the_benchmark(tmp_path):
-    from lmac.benchmark import benchmark, read_benchmark, scene_dataset
+    from lmac.evidence.benchmark import benchmark, read_benchmark, scene_dataset
     torch.manual_seed(0)
     names = ['dog', 'rain', 'siren']
     explainer = LMAC.for_classifier(Wave(), stft=STFT(512, 128), labels=names, sample_rate=RATE, duration_s=SECONDS)

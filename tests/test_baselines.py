@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lmac.audio import make_scene, save_audio
-from lmac.baselines import (BASELINES, L2I, Baseline, CompressedInput, GradCam, L2INetwork, clip_seed, make_baseline,
+from lmac.evidence.baselines import (BASELINES, L2I, Baseline, CompressedInput, GradCam, L2INetwork, clip_seed, make_baseline,
                             map_to_bins, mel_segments, scores_to_mask, seeded, train_l2i, window_shape)
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.data import ClipDataset
@@ -492,7 +492,7 @@ def test_l2i_without_a_component_for_the_class(cnn14, magnitude, stft):
     assert L2I(cnn14, network=network).attribute(magnitude).max() == 0
 
 def test_l2i_goes_on_where_it_was_killed(tmp_path, cnn14, stft, clips, trained, monkeypatch):
-    import lmac.baselines as baselines
+    import lmac.evidence.baselines as baselines
     class Killed(Exception): pass
     class Killer(baselines.Log):
         order = 99

@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 import torch
 
-from lmac import benchmark
+from lmac.evidence import benchmark
 from lmac.audio import make_scene, save_audio
-from lmac.benchmark import (Shares, attribution, compare, contaminate, curve_area, few_clips, holm, load_method, mask_auc,
-                            parse_condition, read_benchmark, scene_dataset, show_contest, si_sdr, summarize_contest, take_batches,
-                            top_share, verdict)
+from lmac.evidence.benchmark import (Shares, attribution, compare, contaminate, curve_area, few_clips, holm, load_method, mask_auc,
+                            parse_condition, read_benchmark, scene_dataset, results_table, si_sdr, aggregate, take_batches,
+                            topk_mask, verdict)
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.data import snr_db
 from lmac.decoder import MaskDecoder
-from lmac.evaluation import WAYS, judge_mask, score_clips, take_whole
+from lmac.evidence.evaluation import WAYS, score_mask, score_clips, score_full_input
 from lmac.explain import LMAC
 from lmac.spectrogram import STFT, LogMel
 
@@ -86,7 +86,7 @@ def test_what_a_condition_lacks_is_said(dataset, clips, tmp_path, monkeypatch):
 @pytest.mark.parametrize("scores", ["random", "constant", "ties"])
 def test_shares_are_exact_also_with_ties(share, scores):
     values = dict(random=torch.rand(3, 20, 50), constant=torch.full((3, 20, 50), 0.7), ties=torch.rand(3, 20, 50).mul(4).floor())[scores]
-    mask = top_share(values, share)
+    mask = topk_mask(values, share)
     assert mask.shape == values.shape and set(mask.unique().tolist()) <= {0., 1.}
     assert (mask.sum((1, 2)) == round(share * 1000)).all()
     for v, m in zip(values, mask.bool()):
@@ -94,35 +94,35 @@ def test_shares_are_exact_also_with_ties(share, scores):
 
 
 def test_ties_are_not_broken_by_place():
-    mask = top_share(torch.zeros(1, 100, 100), 0.3)
+    mask = topk_mask(torch.zeros(1, 100, 100), 0.3)
     assert mask.mean(2).std() < 0.1 and mask.mean(1).std() < 0.1 and abs(mask[0, :50].mean() - 0.3) < 0.03
-    assert torch.equal(mask, top_share(torch.ones(1, 100, 100), 0.3))   # the same lot for everybody
+    assert torch.equal(mask, topk_mask(torch.ones(1, 100, 100), 0.3))   # the same lot for everybody
 
 
 def test_a_share_of_the_energy_takes_as_few_bins_as_it_needs():
     torch.manual_seed(0)
     scores, energy = torch.rand(4, 30, 40), torch.rand(4, 30, 40)**4
-    mask = top_share(scores, 0.5, energy)
+    mask = topk_mask(scores, 0.5, energy)
     kept, total = (mask * energy).sum((1, 2)), energy.sum((1, 2))
     last = torch.where(mask.bool(), scores, torch.inf).flatten(1).argmin(1)   # the least important bin that is kept
     assert (kept >= 0.5 * total).all() and (kept - energy.flatten(1).gather(1, last[:, None])[:, 0] < 0.5 * total).all()
-    assert top_share(scores, 0.5, torch.zeros_like(energy)).sum() == 0   # silence has no energy to keep
-    assert top_share(scores, 1, energy).sum() == energy.count_nonzero()
+    assert topk_mask(scores, 0.5, torch.zeros_like(energy)).sum() == 0   # silence has no energy to keep
+    assert topk_mask(scores, 1, energy).sum() == energy.count_nonzero()
 
 
 def test_top_share_refuses_nonsense():
     x = torch.rand(1, 4, 4)
     for share in (-0.1, 1.1):
-        with pytest.raises(ValueError, match=f"between 0 and 1. Found: {share}"): top_share(x, share)
-    with pytest.raises(ValueError, match="finite"): top_share(x / 0, 0.5)
-    with pytest.raises(ValueError, match="scores' shape"): top_share(x, 0.5, torch.rand(1, 4, 5))
+        with pytest.raises(ValueError, match=f"between 0 and 1. Found: {share}"): topk_mask(x, share)
+    with pytest.raises(ValueError, match="finite"): topk_mask(x / 0, 0.5)
+    with pytest.raises(ValueError, match="scores' shape"): topk_mask(x, 0.5, torch.rand(1, 4, 5))
 
 
 def test_areas_of_a_model_worked_by_hand():
     "The probability is the share of the sound that is left, of bins worth 4, 3, 2, 1"
     worth, levels = torch.tensor([[0.4, 0.3, 0.2, 0.1]]), (0.25, 0.5, 0.75)
     for scores, kept in ((worth, [0.4, 0.7, 0.9]), (-worth, [0.1, 0.3, 0.6])):
-        p_in = torch.stack([(top_share(scores, s) * worth).sum(1) for s in levels])
+        p_in = torch.stack([(topk_mask(scores, s) * worth).sum(1) for s in levels])
         assert p_in[:, 0].tolist() == pytest.approx(kept)
         insertion = curve_area(levels, p_in, torch.zeros(1), torch.ones(1))
         deletion = curve_area(levels, 1 - p_in, torch.ones(1), torch.zeros(1))
@@ -138,9 +138,9 @@ def test_levels_need_not_be_evenly_spaced():
 def test_an_oracle_and_a_hopeless_mask(explainer, clips):
     mixed, target, other = contaminate(clips, "mixture@0")
     louder = explainer.stft(target)[0] > explainer.stft(other)[0]
-    whole, found = take_whole(explainer, mixed), {}
+    whole, found = score_full_input(explainer, mixed), {}
     for name, mask in (("oracle", louder.float()), ("hopeless", 1 - louder.float())):
-        heard = judge_mask(explainer, whole, mask, ["heard"])[1][0]
+        heard = score_mask(explainer, whole, mask, ["heard"])[1][0]
         found[name] = mask_auc(mask, louder), si_sdr(heard, target) - si_sdr(mixed, target)
     assert (found["oracle"][0] == 1).all() and (found["oracle"][1] > 3).all()
     assert (found["hopeless"][0] == 0).all() and (found["hopeless"][1] < -3).all()
@@ -244,7 +244,7 @@ def test_one_row_per_clip_method_condition_seed_and_way(contest, clips):
     ways = 2 * 4 + len(Shares().curve) - 1 + 1
     assert len(table) == 2 * 2 * 2 * 5 * ways and not table.duplicated(["method", "condition", "seed", "clip", "mask", "judged_on"]).any()
     judged = table[table["mask"] != "ranking"]
-    assert not judged[["p", "p_in", "p_out", "AI", "AD", "AG", "FF", "Fid-In", "AD_ref", "kept", "kept_energy"]].isna().any().any()
+    assert not judged[["p", "p_in", "p_out", "AI", "AD", "AG", "FF", "Fid-In", "AD_ref", "kept", "energy_fraction"]].isna().any().any()
     ranking = table[table["mask"] == "ranking"]
     assert ranking.insertion.between(0, 1).all() and ranking.deletion.between(0, 1).all()
     assert (ranking.AUC.notna() == (ranking.correct & (ranking.condition != "clean"))).all()
@@ -268,7 +268,7 @@ def test_summary_holds_the_means_of_the_table(contest):
     row = summary.query("method == 'rival' and condition == 'mixture@5' and mask == 'binary' and judged_on == 'heard' and metric == 'AD'").iloc[0]
     values = table.query("method == 'rival' and condition == 'mixture@5' and mask == 'binary' and judged_on == 'heard'").groupby("clip").AD.mean()
     assert row["mean"] == pytest.approx(values.mean(), abs=1e-4) and row.low <= row["mean"] <= row.high and row.n == 5
-    assert list(show_contest(summary, "clean").index) == ["lmac", "rival"]
+    assert list(results_table(summary, "clean").index) == ["lmac", "rival"]
 
 
 def test_provenance_says_what_was_compared_and_gives_nobody_away(contest):
@@ -371,7 +371,7 @@ def test_pairs_are_seen_where_intervals_overlap():
     rng = np.random.default_rng(0)
     ours = rng.normal(50, 30, 80)
     table = fake_scores(lmac=ours, rival=ours + rng.normal(2, 1, 80))
-    means = summarize_contest(table).query("metric == 'AD' and judged_on == 'heard'").set_index("method")
+    means = aggregate(table).query("metric == 'AD' and judged_on == 'heard'").set_index("method")
     assert means.high["lmac"] > means.low["rival"]
     assert compare(table).query("metric == 'AD'").verdict.eq("wins").all()
 
@@ -380,7 +380,7 @@ def test_seeds_do_not_make_more_clips():
     table = fake_scores(lmac=[1., 2, 3, 4], rival=[2., 3, 4, 6])
     doubled = pd.concat([table, table.assign(seed=1)])
     pd.testing.assert_frame_equal(compare(table), compare(doubled))
-    pd.testing.assert_frame_equal(summarize_contest(table), summarize_contest(doubled))
+    pd.testing.assert_frame_equal(aggregate(table), aggregate(doubled))
 
 
 def test_holm():

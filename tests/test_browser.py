@@ -214,8 +214,8 @@ def test_it_fits_a_telephone(new_page, player_file):
 def study(tmp_path_factory):
     "A study of two clips and two methods, one clip for practice, and its page"
     from lmac.explain import LMAC
-    from lmac.study import build_study, study_html
-    from lmac.widgets import Question
+    from lmac.listen.study import build_study, study_html
+    from lmac.listen.widgets import Question
     lmac, folder = LMAC.from_pretrained(), tmp_path_factory.mktemp("study")
     questions = [Question(lmac, make_scene({name: 0, "rain": -8}, 1., seed=1).waveform, RATE, name=name) for name in ("dog", "rooster")]
     study = build_study(questions, folder/"study", ["lmac", "energy"])
@@ -236,7 +236,7 @@ def begin(page, listener):
 
 
 def test_a_study_from_start_to_end_twice_once_interrupted(new_page, study, browser, tmp_path):
-    from lmac.study import read_answers
+    from lmac.listen.study import read_answers
     study, file = study
     n = len(study.plan["trials"])
     (tmp_path/"answers").mkdir()

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import lmac.checkpoints as checkpoints
+import lmac.models.checkpoints as checkpoints
 from lmac.audio import make_scene
-from lmac.checkpoints import (PANNS, PSI_TAPS, POOLS, Published, PublishedDecoder, array_globals, checkpoint_kind, extractor_features, fetch_published,
+from lmac.models.checkpoints import (PANNS, PSI_TAPS, POOLS, Published, PublishedDecoder, array_globals, checkpoint_kind, extractor_features, fetch_published,
                               from_panns, from_speechbrain, from_transformers, lmac_from_speechbrain, panns_network, panns_settings, read_checkpoint,
                               read_hyperparams, state_dict_of, zenodo_md5)
 from lmac.decoder import MaskDecoder
@@ -423,7 +423,7 @@ def test_published_explainer_plays(brain, published):
 
 def test_published_explainer_without_speechbrain(published):
     code = ("import sys, warnings; warnings.simplefilter('ignore'); sys.modules['speechbrain'] = sys.modules['transformers'] = None\n"
-            f"from lmac.checkpoints import lmac_from_speechbrain\nimport torch\nprint(lmac_from_speechbrain({str(published[0])!r}).attribute(torch.rand(1, 513, 80)).shape)")
+            f"from lmac.models.checkpoints import lmac_from_speechbrain\nimport torch\nprint(lmac_from_speechbrain({str(published[0])!r}).attribute(torch.rand(1, 513, 80)).shape)")
     assert "513, 80" in subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 def test_speechbrain_refusals(brain, published, tmp_path):

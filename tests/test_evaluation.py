@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lmac import evaluation
-from lmac.evaluation import (BARS, WAYS, check_bars, evaluate, figures, full_width, judge, peak_rss_mb, score_batch, score_clips,
+from lmac.evidence import evaluation
+from lmac.evidence.evaluation import (REQUIREMENTS, WAYS, check_requirements, evaluate, figures, full_width, judge, peak_rss_mb, score_batch, score_clips,
                              show_results, summarize_table, time_decoder)
 from lmac.explain import LMAC
 from lmac.metrics import METRICS
@@ -172,7 +172,7 @@ def fake(fold, ai, heard_ai, **more):
 
 def test_figures_are_held_against_the_bars():
     costs = dict(timing=dict(explainer=dict(ratio=0.4), full_width=dict(ratio=0.26)), memory_mb=dict(beyond_torch=300.))
-    met = check_bars(figures(fake(5, 69.9, 73., **costs), fake(4, 0, 0), training_minutes=25.1))
+    met = check_requirements(figures(fake(5, 69.9, 73., **costs), fake(4, 0, 0), training_minutes=25.1))
     met = met.set_index(["condition", "metric"]).met
     assert met["classifier", "accuracy, fold 5"] == "yes" and met["classifier", "accuracy, fold 4"] == "NO"
     assert met["soft masks", "AI"] == "NO" and met["soft masks", "AD"] == "not measured"
@@ -180,7 +180,7 @@ def test_figures_are_held_against_the_bars():
     assert met["time of decoder / classifier", "bundled"] == "yes"
     assert met["time of decoder / classifier", "CNN14 at full width"] == "NO"
     assert met["lmac-explain", "MB beyond importing torch"] == "yes" and met["training on 2 cores", "minutes"] == "NO"
-    assert len(met) == len(BARS) and met.isin(["yes", "NO", "not measured"]).all()
+    assert len(met) == len(REQUIREMENTS) and met.isin(["yes", "NO", "not measured"]).all()
 
 
 def test_every_bar_is_for_a_figure_that_evaluate_gives(result):
@@ -189,7 +189,7 @@ def test_every_bar_is_for_a_figure_that_evaluate_gives(result):
     other = json.loads(json.dumps(made))
     other["provenance"]["dataset"]["folds"] = [4]
     made["timing"] |= dict(explainer=dict(ratio=1.), full_width=dict(ratio=1.))
-    assert "not measured" not in set(check_bars(figures(made | dict(memory_mb=dict(beyond_torch=1.)), other, training_minutes=1.)).met)
+    assert "not measured" not in set(check_requirements(figures(made | dict(memory_mb=dict(beyond_torch=1.)), other, training_minutes=1.)).met)
 
 
 def test_intervals_do_not_depend_on_the_order_of_metrics(explainer, dataset):

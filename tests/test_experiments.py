@@ -7,16 +7,16 @@ import pytest
 import torch
 
 pytest.importorskip("speechbrain")
-from lmac import experiments
+from lmac.evidence import experiments
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.decoder import MaskDecoder
 from lmac.explain import WEIGHTS
-from lmac.experiments import (ABLATIONS, EXPERIMENTS, RATES, SYNTHETIC, RecordedTask, ablation_configs, begin, changed,
+from lmac.evidence.experiments import (ABLATIONS, EXPERIMENTS, RATES, SYNTHETIC, RecordedTask, ablation_configs, begin, changed,
                               check_reference, explainer_task, explanation_memory_mb, fit, interval_rows, log_spectral_distance,
                               mixtures, paired_row, paired_rows, pareto, part_folder, quality, reference_config, scored,
                               synthetic_clips, time_in_turns, tradeoff_points, training_step)
 from lmac.metrics import METRICS
-from lmac.reference import REFERENCE_TAPS, ReferenceDecoder, ReferenceExplainer, with_taps_at
+from lmac.evidence.reference import REFERENCE_TAPS, ReferenceDecoder, ReferenceExplainer, with_taps_at
 from lmac.spectrogram import STFT, LogMel
 
 bundled = pytest.mark.skipif(not (WEIGHTS/"esc10/config.json").is_file(), reason="needs the bundled explainer")

@@ -533,31 +533,31 @@ def test_dropout_is_saved_and_off_when_explaining(tmp_path, explainer):
 # ---- which class ----
 
 @pytest.fixture
-def by_class(explainer): # an explainer whose classes weigh the deepest map differently, as after training
+def is_class_conditional(explainer): # an explainer whose classes weigh the deepest map differently, as after training
     decoder = MaskDecoder(**explainer.decoder.config)
     torch.manual_seed(0)
     torch.nn.init.normal_(decoder.weigh.of_class, std=1e3)  # an untrained classifier's deepest map is all but flat
     return LMAC(explainer.classifier, decoder, explainer.stft)
 
-def test_each_class_has_a_mask_of_its_own(tmp_path, by_class):
-    magnitude = by_class.stft(torch.randn(3, 16000))[0]
-    masks = [by_class.attribute(magnitude, target=k) for k in range(3)]
+def test_each_class_has_a_mask_of_its_own(tmp_path, is_class_conditional):
+    magnitude = is_class_conditional.stft(torch.randn(3, 16000))[0]
+    masks = [is_class_conditional.attribute(magnitude, target=k) for k in range(3)]
     for a, b in ((0, 1), (1, 2), (0, 2)): assert (masks[a] - masks[b]).abs().max() > 1e-3
-    decided = by_class.classifier(magnitude).argmax(1)
-    torch.testing.assert_close(by_class.attribute(magnitude), torch.stack([masks[k][i] for i, k in enumerate(decided)]))
-    mixed = by_class.attribute(magnitude, target=torch.tensor([2, 0, 1]))
+    decided = is_class_conditional.classifier(magnitude).argmax(1)
+    torch.testing.assert_close(is_class_conditional.attribute(magnitude), torch.stack([masks[k][i] for i, k in enumerate(decided)]))
+    mixed = is_class_conditional.attribute(magnitude, target=torch.tensor([2, 0, 1]))
     torch.testing.assert_close(mixed, torch.stack([masks[2][0], masks[0][1], masks[1][2]]))
-    again = LMAC.from_pretrained(by_class.save_pretrained(tmp_path/'e'))
+    again = LMAC.from_pretrained(is_class_conditional.save_pretrained(tmp_path/'e'))
     assert torch.equal(again.attribute(magnitude, target=1), masks[1])
     for target in (3, -1, torch.tensor([0, 1, 3])):
-        with pytest.raises(ValueError, match='3 classes. Found target (3|-1) for clip [02]'): by_class.attribute(magnitude, target=target)
+        with pytest.raises(ValueError, match='3 classes. Found target (3|-1) for clip [02]'): is_class_conditional.attribute(magnitude, target=target)
 
 def test_a_decoder_that_is_not_told_the_class(tmp_path, explainer):
     decoder = MaskDecoder(**explainer.decoder.config | dict(n_classes=None))
     plain = LMAC.from_pretrained(LMAC(explainer.classifier, decoder, explainer.stft).save_pretrained(tmp_path/'e'))
     magnitude = plain.stft(torch.randn(1, 16000))[0]
     decided = plain.classifier(magnitude).argmax().item()
-    assert plain.decoder.config['n_classes'] is None and not plain.by_class and explainer.by_class
+    assert plain.decoder.config['n_classes'] is None and not plain.is_class_conditional and explainer.is_class_conditional
     assert torch.equal(plain.attribute(magnitude), plain.attribute(magnitude, target=decided))
     with pytest.raises(ValueError, match='is not told the class'): plain.attribute(magnitude, target=(decided + 1) % 3)
     with pytest.raises(ValueError, match='is not told the class'): plain.explain(torch.zeros(1, 16000), 16000, target=(plain.classify(torch.zeros(1, 16000), 16000).argmax().item() + 1) % 3)

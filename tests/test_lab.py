@@ -19,7 +19,7 @@ from lmac.audio import make_scene, save_audio
 
 pytestmark = pytest.mark.slow
 
-NOTEBOOK = Path(__file__).resolve().parent.parent/"nbs"/"12_widgets.ipynb"
+NOTEBOOK = Path(__file__).resolve().parent.parent/"nbs"/"listen/widgets.ipynb"
 LIVE = """waiting = Monitor(lmac, scene.waveform, 16000, scene.sources)
 task = ExplainerTask(lmac.classifier, MaskDecoder.for_classifier(lmac.classifier, lmac.stft, channels=8), lmac.stft, domain=lmac.domain, targets='likely', metrics=probabilities_metrics)
 learner = Learner(task, loader(Clips(), 8), loader(Clips(), 8), epochs=3, lr=2e-3, callbacks=[waiting])

@@ -11,14 +11,14 @@ import soundfile as sf
 import torch
 from torch import nn
 
-from lmac import long
+from lmac.scale import long
 from lmac.audio import encode_audio, load_audio, make_scene, resample, rms_db, save_audio
 from lmac.classifier import TappedClassifier
 from lmac.cli import lmac_explain
 from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
-from lmac.long import (ExplanationStream, FrameStream, LongExplanation, MaskGrid, MaskStream, ResampleStream, SoundStream, SoundWriter, at_own_rate, blended_mask,
-                       explain_stream, masked_spectra, own_stft, sound_blocks, window_masks, window_plan, window_starts, window_weights)
+from lmac.scale.long import (ExplanationStream, FrameStream, LongExplanation, MaskGrid, MaskStream, ResampleStream, SoundStream, SoundWriter, at_native_rate, blended_mask,
+                       explain_stream, masked_spectra, native_stft, sound_blocks, window_masks, window_plan, window_starts, window_weights)
 from lmac.masking import apply_mask
 from lmac.spectrogram import STFT, LogMel
 
@@ -47,8 +47,8 @@ def random_blocks(x, most, seed=0):
     "Of all lengths, some of them empty"
     sizes = np.random.default_rng(seed).integers(0, most, 10 + 4*x.shape[-1]//most)
     return x.split([*sizes[:(n := int((sizes.cumsum() < x.shape[-1]).sum()))].tolist(), x.shape[-1] - int(sizes[:n].sum())], -1)
-def stream(explainer, blocks, rate, plan=(26, 13, 0), own_rate=False, **settings):
-    s = ExplanationStream(MaskStream(explainer, *plan, **settings), rate, own_rate)
+def stream(explainer, blocks, rate, plan=(26, 13, 0), native_rate=False, **settings):
+    s = ExplanationStream(MaskStream(explainer, *plan, **settings), rate, native_rate)
     return torch.cat([s.push(b) for b in blocks] + [s.finish()], 1), s
 
 @pytest.fixture(scope='module')
@@ -145,13 +145,13 @@ def test_a_recording_of_one_window_is_a_clip(explainer):
         row, = s.masks.rows
         assert (row['kept'], row['masked_in'], row['masked_out']) == pytest.approx((ex.kept, ex.probability_masked_in, ex.probability_masked_out), abs=1e-4)
 
-@pytest.mark.parametrize('rate, own_rate', [(16000, False), (44100, False), (44100, True), (8000, True)])
-def test_the_size_of_blocks_changes_nothing(explainer, minute, rate, own_rate):
+@pytest.mark.parametrize('rate, native_rate', [(16000, False), (44100, False), (44100, True), (8000, True)])
+def test_the_size_of_blocks_changes_nothing(explainer, minute, rate, native_rate):
     x = resample(minute, 16000, rate)[0]
-    whole, _ = stream(explainer, [x], rate, own_rate=own_rate)
-    assert whole.shape == (2, len(x) if own_rate else minute.shape[1])
+    whole, _ = stream(explainer, [x], rate, native_rate=native_rate)
+    assert whole.shape == (2, len(x) if native_rate else minute.shape[1])
     for most in (300, 20000):
-        found, s = stream(explainer, random_blocks(x, most), rate, own_rate=own_rate)
+        found, s = stream(explainer, random_blocks(x, most), rate, native_rate=native_rate)
         assert torch.allclose(found, whole, atol=1e-5)
 
 
@@ -191,29 +191,29 @@ def test_whole_and_windows_agree_where_all_is_convolution(minute):
 @pytest.mark.parametrize('domain', ['log1p', 'magnitude'])
 def test_a_mask_of_ones_gives_the_recording_back(explainer, rate, domain):
     x = .9*make_scene({'rain': 0, 'siren': 0}, 2.3, rate).waveform
-    (found, _) = stream(with_mask(explainer, 1, domain), x[0].split(rate//3), rate, own_rate=True)
+    (found, _) = stream(with_mask(explainer, 1, domain), x[0].split(rate//3), rate, native_rate=True)
     assert found.shape == (2, x.shape[1]) and (found.sum(0) - x[0]).abs().max() < 1e-4
     if rate <= 16000: assert (found[0] - x[0]).abs().max() < 1e-4 and found[1].abs().max() < 1e-4
-    (found, _) = stream(with_mask(explainer, 0, domain), x[0].split(rate//3), rate, own_rate=True)
+    (found, _) = stream(with_mask(explainer, 0, domain), x[0].split(rate//3), rate, native_rate=True)
     assert found[0].abs().max() < 1e-6 and (found[1] - x[0]).abs().max() < 1e-4
 
 @pytest.mark.parametrize('rate', RATES)
 def test_parts_add_up_in_the_domain_of_magnitudes(explainer, rate):
     "Whatever the mask; and in log1p they don't, and what is missing is measured"
     x = make_scene({'rain': 0, 'siren': 0}, 1.7, rate).waveform
-    found, _ = stream(with_mask(explainer, None, 'magnitude'), x[0].split(4000), rate, own_rate=True)
+    found, _ = stream(with_mask(explainer, None, 'magnitude'), x[0].split(4000), rate, native_rate=True)
     assert (found.sum(0) - x[0]).abs().max() < 1e-4
     assert .05 < (found[0].square().mean()/x.square().mean()).sqrt() < .95  # it does share out
-    found, _ = stream(with_mask(explainer, None, 'log1p'), x[0].split(4000), rate, own_rate=True)
+    found, _ = stream(with_mask(explainer, None, 'log1p'), x[0].split(4000), rate, native_rate=True)
     assert -40 < rms_db(found.sum(0) - x[0]) - rms_db(x[0]) < -1
 
 def test_no_seams_at_windows_or_blocks(explainer):
     "A steady tone through a mask of one half stays steady, to the sample"
     x = .5*torch.sin(2*torch.pi*1000*torch.arange(60000)/16000)[None]
-    for rate, own_rate in ((16000, False), (44100, True)):
+    for rate, native_rate in ((16000, False), (44100, True)):
         y = .5*torch.sin(2*torch.pi*1000*torch.arange(60000*rate//16000)/rate)[None]
-        found, _ = stream(with_mask(explainer, .5, 'magnitude'), y[0].split(1777), rate, own_rate=own_rate)
-        assert (found - .5*(y if own_rate else x)).abs()[:, 600:-600].max() < 1e-3
+        found, _ = stream(with_mask(explainer, .5, 'magnitude'), y[0].split(1777), rate, native_rate=native_rate)
+        assert (found - .5*(y if native_rate else x)).abs()[:, 600:-600].max() < 1e-3
 
 def test_one_gain_for_both(explainer, tmp_path):
     loud = 3*noise(30000, level=.5)
@@ -231,7 +231,7 @@ def test_one_gain_for_both(explainer, tmp_path):
 def test_the_grid_of_another_rate(rate):
     "Windows of the same duration, never less overlap; and a mask is read off where it was drawn, an hour on as well"
     for stft in (STFT(512, 256), STFT(), STFT(1024, 186, 372)):
-        own = own_stft(stft, 16000, rate)
+        own = native_stft(stft, 16000, rate)
         assert abs(own.win_length/rate - stft.win_length/16000) <= 1/rate and own.hop_length/own.win_length <= stft.hop_length/stft.win_length + 1e-3
         assert own.hop_length/rate <= stft.hop_length/16000 and own.n_fft/rate >= stft.n_fft/16000 - 1e-9
         grid, start = MaskGrid(stft, 16000, own, rate), 3600*16000//stft.hop_length
@@ -249,7 +249,7 @@ def test_the_scale_of_magnitudes(explainer):
     for level in (1., 1e-3):
         found = []
         for rate in RATES:
-            own, x = own_stft(explainer.stft, 16000, rate), level*torch.sin(2*torch.pi*1000*torch.arange(rate)/rate)
+            own, x = native_stft(explainer.stft, 16000, rate), level*torch.sin(2*torch.pi*1000*torch.arange(rate)/rate)
             scale = (explainer.stft.window.sum()/own.window.sum()).item()
             kept, _ = masked_spectra(torch.polar(*own(x)), torch.full((own.n_freqs, own.n_frames(rate)), .4), 'log1p', scale)
             found.append((rms_db(own.inverse(kept.abs(), kept.angle(), rate)) - rms_db(x)).item())
@@ -263,37 +263,37 @@ def test_tones_below_and_above_what_the_classifier_hears(explainer, rate):
     for hz in (440, 3000, 7000, 7800, 8200, 9000, 15000, 20000):
         if hz > .49*rate: continue
         tone = .3*torch.sin(2*torch.pi*hz*t)[None]
-        ex = at_own_rate(stub, tone, rate)
+        ex = at_native_rate(stub, tone, rate)
         assert ex.audio.shape == ex.residual.shape == tone.shape and ex.sample_rate == rate
         inner, (there, absent) = slice(rate//20, -rate//20), (ex.audio, ex.residual) if hz < 8000 else (ex.residual, ex.audio)
         assert abs(rms_db(there[0, inner]) - rms_db(tone[0, inner])) < .1 and rms_db(absent[0, inner]) < rms_db(tone[0, inner]) - 40
-        found, _ = stream(stub, tone[0].split(5000), rate, own_rate=True)
+        found, _ = stream(stub, tone[0].split(5000), rate, native_rate=True)
         assert torch.allclose(found, torch.cat([ex.audio, ex.residual]), atol=1e-3) or rate == 16000
 
 @pytest.mark.parametrize('rate', RATES)
 @pytest.mark.parametrize('threshold', [None, .5])
 def test_a_clip_at_its_own_rate(explainer, rate, threshold):
     x = make_scene({'siren': 0, 'rain': -10}, .4, rate).waveform
-    ours, own = explainer.explain(x, rate, threshold=threshold), at_own_rate(explainer, x.repeat(2, 1), rate, threshold=threshold)
+    ours, own = explainer.explain(x, rate, threshold=threshold), at_native_rate(explainer, x.repeat(2, 1), rate, threshold=threshold)
     assert (own.label, own.sample_rate, own.duration_s) == (ours.label, rate, x.shape[1]/rate)
     assert own.probability == pytest.approx(ours.probability, abs=1e-3) and own.probability_masked_in == pytest.approx(ours.probability_masked_in, abs=1e-3)
     assert abs(own.probability_heard - ours.probability_heard) < .1
-    n = own_stft(explainer.stft, 16000, rate)
+    n = native_stft(explainer.stft, 16000, rate)
     assert own.mask.shape == own.magnitude.shape == (n.n_freqs, n.n_frames(x.shape[1])) and own.hop_length == n.hop_length
     if threshold: assert set(own.mask.unique().tolist()) <= {0., 1.}
     assert own.mask[n.frequencies(rate) > 8001].sum() == 0
     level = [rms_db(resample(e.audio, e.sample_rate, 16000)) for e in (ours, own)]
     assert abs(level[0] - level[1]) < 1
-    found, s = stream(explainer, x[0].split(1234), rate, own_rate=True, threshold=threshold)
+    found, s = stream(explainer, x[0].split(1234), rate, native_rate=True, threshold=threshold)
     if threshold is None: assert torch.allclose(found*10**(own.gain_db/20), torch.cat([own.audio, own.residual]), atol=1e-4)
 
 def test_own_rate_says_what_is_wrong(explainer, tmp_path):
-    with pytest.raises(ValueError, match='needs its sample rate'): at_own_rate(explainer, noise(100))
-    with pytest.raises(ValueError, match='One recording at a time'): at_own_rate(explainer, noise(100)[None], 44100)
-    with pytest.raises(FileNotFoundError, match='nowhere'): at_own_rate(explainer, tmp_path/'nowhere.wav')
-    with pytest.raises(ValueError, match="no class 'dog'"): at_own_rate(explainer, noise(100), 44100, target='dog')
+    with pytest.raises(ValueError, match='needs its sample rate'): at_native_rate(explainer, noise(100))
+    with pytest.raises(ValueError, match='One recording at a time'): at_native_rate(explainer, noise(100)[None], 44100)
+    with pytest.raises(FileNotFoundError, match='nowhere'): at_native_rate(explainer, tmp_path/'nowhere.wav')
+    with pytest.raises(ValueError, match="no class 'dog'"): at_native_rate(explainer, noise(100), 44100, target='dog')
     file = save_audio(tmp_path/'a.wav', noise(5000), 22050)
-    ex = at_own_rate(explainer, file)
+    ex = at_native_rate(explainer, file)
     assert ex.source == str(file) and sorted(p.name for p in ex.save(tmp_path/'out').iterdir())[0] == 'explanation.json'
     assert load_audio(tmp_path/'out/explanation.wav')[1] == 22050
 
@@ -437,8 +437,8 @@ def test_a_decoder_that_is_not_told_the_class(explainer, minute, tmp_path):
 # ---- bounded memory ----
 
 def test_what_is_held_does_not_grow(explainer):
-    for own_rate, rate in ((False, 16000), (True, 44100)):
-        s, held = ExplanationStream(MaskStream(explainer, 26, 13, batch_size=4), rate, own_rate), []
+    for native_rate, rate in ((False, 16000), (True, 44100)):
+        s, held = ExplanationStream(MaskStream(explainer, 26, 13, batch_size=4), rate, native_rate), []
         def numbers(x): return sum(numbers(getattr(x, k)) for k in ('masks', 'down', 'frames', 'own', 'sound') if getattr(x, k, None) is not None) + sum(v.numel() for v in vars(x).values() if isinstance(v, torch.Tensor))
         for i in range(60):
             s.push(noise(rate//2, i)[0])
@@ -448,13 +448,13 @@ def test_what_is_held_does_not_grow(explainer):
 @pytest.mark.slow
 def test_peak_memory_of_a_process(tmp_path):
     "Four minutes take no more than one, but for some MB"
-    from lmac.evaluation import peak_rss_mb
+    from lmac.evidence.evaluation import peak_rss_mb
     import sys
     found = []
     for minutes in (1, 4):
         with sf.SoundFile(tmp_path/'in.wav', 'w', 16000, 1) as file:
             for i in range(minutes*12): file.write(noise(80000, i)[0].numpy())
-        code = "import sys, torch; torch.set_num_threads(1); from lmac.explain import LMAC; from lmac.long import explain_stream; explain_stream(LMAC.from_pretrained(), *sys.argv[1:], progress=False)"
+        code = "import sys, torch; torch.set_num_threads(1); from lmac.explain import LMAC; from lmac.scale.long import explain_stream; explain_stream(LMAC.from_pretrained(), *sys.argv[1:], progress=False)"
         found.append(peak_rss_mb([sys.executable, '-c', code, tmp_path/'in.wav', tmp_path/'out']))
     assert found[1] < found[0] + 100 and found[1] < 1500
 
@@ -475,7 +475,7 @@ def test_a_classifier_on_waveforms(tmp_path, multi_label):
         torch.manual_seed(0)
         explainer = LMAC.for_classifier(Wave(), labels=list('abc'), sample_rate=8000, stft=STFT(512, 128), duration_s=.5, multi_label=multi_label)
     x = make_scene({'siren': 0, 'rain': -5}, 4., 22050).waveform
-    with pytest.warns(UserWarning, match='not trained'): ex = explain_stream(explainer, x, tmp_path/'out', 22050, own_rate=True, progress=False)
+    with pytest.warns(UserWarning, match='not trained'): ex = explain_stream(explainer, x, tmp_path/'out', 22050, native_rate=True, progress=False)
     low = resample(x, 22050, 8000)
     magnitude, phase = explainer.stft(low[0])
     size, step, _ = window_plan(explainer)
@@ -485,8 +485,8 @@ def test_a_classifier_on_waveforms(tmp_path, multi_label):
         assert ex.timeline[['p_a', 'p_b', 'p_c']].iloc[i].tolist() == pytest.approx(p.tolist(), abs=1e-4)
     assert (abs(ex.timeline[['p_a', 'p_b', 'p_c']].sum(axis=1) - 1).max() > .01) == multi_label
     assert ex.sample_rate == 22050 and sf.info(ex.audio).frames == x.shape[1]
-    with pytest.warns(UserWarning, match='not trained'): clip = at_own_rate(explainer, x[:, :20000], 22050)
-    assert clip.audio.shape == (1, 20000) and clip.mask[own_stft(explainer.stft, 8000, 22050).frequencies(22050) > 4001].sum() == 0
+    with pytest.warns(UserWarning, match='not trained'): clip = at_native_rate(explainer, x[:, :20000], 22050)
+    assert clip.audio.shape == (1, 20000) and clip.mask[native_stft(explainer.stft, 8000, 22050).frequencies(22050) > 4001].sum() == 0
 
 def test_one_class_against_another(explainer, minute, tmp_path):
     ex = explain_stream(explainer, minute, tmp_path/'out', 16000, target='rain', against='siren', progress=False)
@@ -497,8 +497,8 @@ def test_one_class_against_another(explainer, minute, tmp_path):
     assert ex.timeline.kept.iloc[3] == pytest.approx(blended[:, 39:65].mean().item(), abs=1e-5)
     with pytest.raises(ValueError, match='name the target too'): explain_stream(explainer, minute, tmp_path/'no', 16000, against='siren', progress=False)
     with pytest.raises(ValueError, match="can't be held against itself"): explain_stream(explainer, minute, tmp_path/'no', 16000, target='rain', against='rain', progress=False)
-    clip = at_own_rate(explainer, minute[:, :6400], 44100, target='rain', against='siren')
-    assert clip.against == 'siren' and clip.against_heard == pytest.approx(explainer.classify(clip.audio, 44100)[0, 1].item(), abs=1e-5)
+    clip = at_native_rate(explainer, minute[:, :6400], 44100, target='rain', against='siren')
+    assert clip.against == 'siren' and clip.contrast_heard == pytest.approx(explainer.classify(clip.audio, 44100)[0, 1].item(), abs=1e-5)
 
 
 # ---- the bundled explainer, and the command ----
@@ -515,13 +515,13 @@ def test_whole_and_windows_of_the_bundled_explainer(bundled):
     inner = slice(157, -157)
     assert torch.corrcoef(torch.stack([whole[:, inner].flatten(), blended[:, inner].flatten()]))[0, 1] > .9
 
-@pytest.mark.parametrize('options, seconds, expected', [(dict(), 2., 'clip'), (dict(long=True), 6., 'long'), (dict(), 31., 'long'), (dict(own_rate=True), 2., 'clip'), (dict(own_rate=True, target='rain', binary=True), 31., 'long')])
+@pytest.mark.parametrize('options, seconds, expected', [(dict(), 2., 'clip'), (dict(long=True), 6., 'long'), (dict(), 31., 'long'), (dict(native_rate=True), 2., 'clip'), (dict(native_rate=True, target='rain', binary=True), 31., 'long')])
 def test_the_command(tmp_path, capsys, options, seconds, expected):
     x = torch.cat([make_scene({'rain': 0}, seconds/2, 22050).waveform, make_scene({'dog': 0}, seconds/2, 22050).waveform], 1)
     lmac_explain(str(save_audio(tmp_path/'in.wav', x, 22050)), out=str(tmp_path/'out'), **options)
     assert ('timeline.csv' in names(tmp_path/'out')) == (expected == 'long') and 'report.html' in names(tmp_path/'out')
     heard, rate = load_audio(tmp_path/'out/explanation.wav')
-    assert rate == (22050 if options.get('own_rate') else 16000) and heard.shape[1] == -(-x.shape[1]*rate//22050)
+    assert rate == (22050 if options.get('native_rate') else 16000) and heard.shape[1] == -(-x.shape[1]*rate//22050)
     said = capsys.readouterr().out
     assert 'in.wav' in said and 'report.html in a browser' in said
     if expected == 'long':

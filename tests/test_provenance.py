@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lmac.provenance import command_line, git_revision, machine, origin
+from lmac.evidence.record import command_line, git_revision, machine, origin
 
 
 @pytest.mark.parametrize("argv, expected", [

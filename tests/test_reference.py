@@ -10,7 +10,7 @@ from lmac.audio import make_scene
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
-from lmac.reference import (REFERENCE_TAPS, ReferenceDecoder, ReferenceExplainer, reference_network, to_length,
+from lmac.evidence.reference import (REFERENCE_TAPS, ReferenceDecoder, ReferenceExplainer, reference_network, to_length,
                             with_taps_at)
 from lmac.spectrogram import STFT, LogMel
 from lmac.training import ExplainerTask
@@ -94,7 +94,7 @@ def test_without_speechbrain(monkeypatch):
 
 
 def test_imported_only_when_needed():
-    code = "import sys, lmac.reference; assert not any(m.split('.')[0] == 'speechbrain' for m in sys.modules)"
+    code = "import sys, lmac.evidence.reference; assert not any(m.split('.')[0] == 'speechbrain' for m in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

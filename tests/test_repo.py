@@ -216,7 +216,7 @@ def test_the_gallery_is_what_the_notebooks_hold():
     docs = runpy.run_path(str(ROOT/"docs"/"picture.py"), run_name="docs")
     for name, where in docs["GALLERY"].items():
         assert (ROOT/"nbs"/"images"/f"gallery-{name}.png").read_bytes() == docs["picture_of"](ROOT/"nbs", *where), f"{name}: run `python docs/picture.py`"
-    with pytest.raises(LookupError, match="Run the notebook first"): docs["picture_of"](ROOT/"nbs", "07_explain", "for name, among in (('right'", 9)
+    with pytest.raises(LookupError, match="Run the notebook first"): docs["picture_of"](ROOT/"nbs", "11_explain", "for name, among in (('right'", 9)
 
 
 def test_the_gallery_tells_what_the_results_say():

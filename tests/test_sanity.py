@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from lmac import sanity
+from lmac.evidence import sanity
 from lmac.audio import make_scene
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
-from lmac.sanity import (Maps, as_stages, cascade, compare, compare_pairs, copy_neighbours, draw_maps, iou, judge_across, magnitude_of, mean_fill,
+from lmac.evidence.sanity import (Maps, as_stages, cascade, compare, compare_pairs, copy_neighbours, draw_maps, iou, judge_across, magnitude_of, mean_fill,
                          noise_stability, part, permuted, propose_stages, randomized, rank_correlation, remove_and_retrain, remove_bins,
                          reset_layers, ssim, summarize_tidy, tidy, train_small, unit_ranks)
 from lmac.spectrogram import STFT, LogMel

@@ -23,7 +23,7 @@ from lmac.training import check_compiler
 SERVER = '''
 import json, os, sys, traceback
 import accelerate, matplotlib.backends.backend_agg, matplotlib.figure, scipy.stats
-import lmac.cli, lmac.training, lmac.baselines, lmac.benchmark
+import lmac.cli, lmac.training, lmac.evidence.baselines, lmac.evidence.benchmark
 from lmac.cli import *
 for line in sys.stdin:
     call, pids = json.loads(line), []
@@ -124,7 +124,7 @@ def test_two_processes_take_mixtures_apart_as_one_does(trained, run, write_confi
     "Pairs, ratios, classes that are not there: all that is drawn is drawn for the whole batch"
     folder, _ = trained
     config = write_config(folder/'sources.yaml', 'explainer', training__batch_size=5, training__lr=.002, augmentation__absent_share=.4,
-                          sources=dict(weight_source=.6, single_share=.3, single=dict(weight_sparsity=2.)))
+                          sources=dict(weight_source=.6, p_single=.3, single=dict(weight_sparsity=2.)))
     for n in (1, 2): [r.ok() for r in run(n, 'lmac-train', 'explainer', '--config', config, '--classifier', 'classifier-1', '--out', f'sources-{n}', cwd=folder)]
     assert difference(*(folder/f'sources-{n}/decoder.safetensors' for n in (1, 2))) < 2e-4
     a, b = (history(folder/f'sources-{n}') for n in (1, 2))
@@ -203,7 +203,7 @@ GRADIENTS = '''
 import torch, warnings
 from accelerate.utils import gather_object
 from torch import nn
-from lmac.parallel import SharedBatch, gather, ours, processes
+from lmac.scale.parallel import SharedBatch, gather, ours, processes
 index, count = processes()
 torch.manual_seed(0)
 net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(36, affine=False), nn.Dropout(.3), nn.Linear(36, 2)).double()

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from lmac import shortcuts
+from lmac.evidence import shortcuts
 from lmac.audio import make_scene
 from lmac.data import snr_db
-from lmac.shortcuts import (ARTEFACTS, CLEAN, IDEAL, Clips, artefact_region, evidence, heard_auc, heard_gain_db, measure,
+from lmac.evidence.shortcuts import (ARTEFACTS, CLEAN, IDEAL, Clips, artefact_region, evidence, heard_auc, heard_gain_db, measure,
                             plant_dataset, plant_each, pointing_game, run_shortcuts, scene_clips)
 from lmac.spectrogram import STFT
 

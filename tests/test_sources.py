@@ -6,8 +6,8 @@ from torch import nn
 from lmac.classifier import TappedClassifier
 from lmac.decoder import MaskDecoder
 from lmac.masking import Guidance, MaskingLoss
-from lmac.recipes import explainer_task, read_config
-from lmac.sources import SourcesTask, mix_pairs, residual_db
+from lmac.evidence.recipes import explainer_task, read_config
+from lmac.models.sources import SourcesTask, mix_pairs, residual_db
 from lmac.spectrogram import STFT
 from lmac.training import ExplainerTask
 
@@ -41,7 +41,7 @@ def tones():
 def make(classifier, stft):
     def make(**kwargs):
         torch.manual_seed(0)
-        options = dict(absent_share=.5, noise_share=0., snr_low_db=-6., snr_high_db=6.) | kwargs
+        options = dict(p_absent=.5, p_noise=0., snr_low_db=-6., snr_high_db=6.) | kwargs
         return SourcesTask(classifier, MaskDecoder.for_classifier(classifier, stft, channels=8), stft, options.pop('loss', None), **options)
     return make
 
@@ -65,7 +65,7 @@ def test_pairs_have_the_ratio_asked_for(tones, ratio):
     assert torch.equal(mixed[~apart], tones[~apart])
 
 def test_a_class_that_is_heard_in_either_clip_is_never_asked_for_as_absent(make, tones):
-    task, seen = make(absent_share=1., single_share=0.), set()
+    task, seen = make(p_absent=1., p_single=0.), set()
     for seed in range(40):
         torch.manual_seed(seed)
         clean, other, ratio, apart, draw = task.augment(tones)
@@ -82,7 +82,7 @@ def test_a_class_that_is_heard_in_either_clip_is_never_asked_for_as_absent(make,
     assert seen == {0, 1, 2, 3}
 
 def test_the_absent_class_is_mostly_what_the_mixture_is_mistaken_for(make, tones, monkeypatch):
-    task = make(absent_share=1., single_share=0.)
+    task = make(p_absent=1., p_single=0.)
     def mistaken(logits): return torch.tensor([.75, .001, .24, .009]).expand(len(logits), -1) if len(logits) == 64 else torch.tensor([.99, .002, .002, .006]).expand(len(logits), -1)
     monkeypatch.setattr(task.classifier, 'probabilities', mistaken)    # all that is heard alone is of the first class; a mixture may be of the third
     tones = tones[1:2].expand(64, -1)
@@ -104,13 +104,13 @@ def test_the_answer_is_the_clip_and_silence_for_what_is_not_there(make, tones, s
 
 def test_single_clips_have_their_own_loss(make, tones):
     def terms(**kwargs):
-        task = make(absent_share=0., loss=MaskingLoss(4., .4, 0.), single=MaskingLoss(4., .4, 100.), **kwargs).train()
+        task = make(p_absent=0., loss=MaskingLoss(4., .4, 0.), single=MaskingLoss(4., .4, 100.), **kwargs).train()
         torch.manual_seed(1)
         return task(tones[:8])
-    single = terms(single_share=1.)
+    single = terms(p_single=1.)
     price = 100*single['sparsity'] - .4*single['masked_out'] + 4*single['masked_in']
     assert single['loss'].item() == pytest.approx(price.item(), rel=1e-4)    # and nothing of the distance
-    task = make(absent_share=0., loss=MaskingLoss(4., .4, 0.), single_share=0.).train()
+    task = make(p_absent=0., loss=MaskingLoss(4., .4, 0.), p_single=0.).train()
     torch.manual_seed(1)
     terms = task(tones[:8])
     assert terms['loss'].item() == pytest.approx((.6*terms['source'] - .4*terms['masked_out'] + 4*terms['masked_in']).item(), rel=1e-4)
@@ -125,7 +125,7 @@ class Table(nn.Module):
 
 def test_it_learns_to_take_tones_apart(classifier, stft, tones):
     "Asked for one of two tones, the part comes to be that tone, and the classifier stays as it is"
-    task = SourcesTask(classifier, Table(stft.n_freqs), stft, MaskingLoss(.1, 0., 0.), absent_share=.2, single_share=0., noise_share=0., snr_low_db=-6., snr_high_db=6.).train()
+    task = SourcesTask(classifier, Table(stft.n_freqs), stft, MaskingLoss(.1, 0., 0.), p_absent=.2, p_single=0., p_noise=0., snr_low_db=-6., snr_high_db=6.).train()
     optimizer = torch.optim.AdamW(task.trained.parameters(), .1)
     frozen = {k: v.clone() for k, v in task.classifier.state_dict().items()}
     torch.manual_seed(0)

@@ -7,9 +7,9 @@ import pytest
 
 from lmac.audio import make_scene
 from lmac.explain import LMAC
-from lmac.study import (ANCHOR, REFERENCE, Answers, Session, Study, agreement, build_study, compare_opinions, make_orders, make_trials, opinion,
+from lmac.listen.study import (ANCHOR, REFERENCE, Answers, Session, Study, agreement, build_study, compare_opinions, make_orders, make_trials, opinion,
                         preferences, read_answers, screen, simulate_answers, study_html)
-from lmac.widgets import Question
+from lmac.listen.widgets import Question
 
 METHODS = ["lmac", "gradcam", "energy"]
 MERIT = dict(fit={REFERENCE: 85, "lmac": 75, "gradcam": 60, "energy": 60, ANCHOR: 20}, quality={REFERENCE: 96, "lmac": 55, "gradcam": 60, "energy": 50, ANCHOR: 15})

@@ -279,7 +279,7 @@ def test_likely_targets_are_drawn_by_their_probability(train):
     assert (task.train().draw(waveform[:9])[1] == 0).all()
 
 def test_absent_classes_are_those_ruled_out(train):
-    task, waveform = explainer_task(absent_share=.5), train.tensors[0][:1].repeat(200, 1)
+    task, waveform = explainer_task(p_absent=.5), train.tensors[0][:1].repeat(200, 1)
     with torch.no_grad():
         task.classifier.model.fc.weight.zero_()
         task.classifier.model.fc.bias.copy_(torch.tensor([.7, .3, 1e-4]).log())
@@ -296,7 +296,7 @@ def test_the_loss_refuses_what_is_absent():
     def logits(mask): return torch.stack([4 * mask.mean((1, 2)) - 2, torch.zeros(2)], 1)  # the more is kept, the likelier class 0
     for _ in range(50):
         mask = logit.sigmoid().expand(2, 3, 3)
-        terms = MaskingLoss(weight_doubt=1.)(logits(mask), logits(1 - mask), torch.zeros(2).long(), mask, logits=logits(torch.ones(2, 1, 1)), absent=torch.tensor([False, True]))
+        terms = MaskingLoss(weight_complement=1.)(logits(mask), logits(1 - mask), torch.zeros(2).long(), mask, logits=logits(torch.ones(2, 1, 1)), absent=torch.tensor([False, True]))
         gradient, = torch.autograd.grad(terms['loss'], logit)
         logit = (logit - gradient).detach().requires_grad_()
     assert logit[0].sigmoid() > .9 and logit[1].sigmoid() < .1
@@ -318,7 +318,7 @@ def test_the_price_on_energy_is_paid_by_the_loud():
 def test_who_is_not_told_the_class_cannot_be_asked_for_it():
     task = explainer_task()
     plain = MaskDecoder.for_classifier(task.classifier, task.stft, n_classes=None)
-    for wrong in (dict(targets='likely'), dict(absent_share=.1)):
+    for wrong in (dict(targets='likely'), dict(p_absent=.1)):
         with pytest.raises(ValueError, match='not told the class'): ExplainerTask(task.classifier, plain, task.stft, **wrong)
 
 def test_unknown_targets():

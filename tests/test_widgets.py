@@ -10,7 +10,7 @@ import torch
 
 from lmac.audio import SOURCES, encode_audio, make_scene
 from lmac.explain import LMAC
-from lmac.widgets import BARS_S, Brush, ClipPicker, Explorer, Player, Question, Tuner, run_widgets, summarize_latencies, time_moves
+from lmac.listen.widgets import BARS_S, Brush, ClipPicker, Explorer, Player, Question, Tuner, run_widgets, summarize_latencies, time_moves
 
 
 @pytest.fixture(scope="module")
