@@ -15,7 +15,7 @@ setup(
     # namespace packages: lmac/weights, lmac/configs and lmac/static, which hold no Python, count too; MANIFEST.in names their files
     packages=find_namespace_packages(include=["lmac", "lmac.*"], exclude=["*__pycache__*"]), include_package_data=True,
     python_requires=">=" + cfg["min_python"],
-    install_requires=cfg["requirements"].split(), extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "hf")},
+    install_requires=cfg["requirements"].split(), extras_require={key.removesuffix("_requirements"): value.split() for key, value in cfg.items() if key.endswith("_requirements")},
     entry_points={"console_scripts": cfg["console_scripts"].split(),
                   "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
     classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Science/Research",

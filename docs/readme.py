@@ -21,7 +21,7 @@ def results_table(root:Path # the top of the repository
     for r in result["results"]:
         if r["metric"] in columns:
             shown = f"{r['mean']:.3g} [{r['low']:.3g}, {r['high']:.3g}]"
-            rows.setdefault(f"{r['mask']} mask, judged on the {'sound' if r['judged_on'] == 'heard' else 'spectrogram'}", {})[r["metric"]] = shown
+            rows.setdefault(f"{r['mask']} mask, scored on the {r['scored_on']}", {})[r["metric"]] = shown
     lines = ["| | " + " | ".join(columns.values()) + " |", "| --- |" + " --- |"*len(columns)]
     lines += [f"| {name} | " + " | ".join(row[c] for c in columns) + " |" for name, row in rows.items()]
     accuracy, made = result["accuracy"], result["provenance"]

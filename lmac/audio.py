@@ -4,23 +4,19 @@
 
 # %% auto #0
 __all__ = ['AUDIO_FORMATS', 'SOURCES', 'check_sample_rate', 'check_waveform', 'to_mono', 'resample_ratio', 'resample', 'rms_db',
-           'fit_peak', 'write_atomically', 'encode_audio', 'save_audio', 'check_audio_file', 'load_audio',
-           'audio_data_uri', 'play', 'unit_rms', 'spectral_gain', 'shaped_noise', 'contour', 'harmonics', 'place',
-           'uniform', 'source', 'beep', 'hum', 'siren', 'white_noise', 'rain', 'sea_waves', 'crackling_fire',
-           'helicopter', 'chainsaw', 'clock_tick', 'dog', 'rooster', 'crying_baby', 'sneezing', 'Scene', 'make_scene']
+           'fit_peak', 'write_atomically', 'encode_audio', 'save_audio', 'check_complete', 'check_audio_file',
+           'load_audio', 'data_uri', 'play', 'contour', 'place', 'uniform', 'Scene', 'make_scene']
 
 # %% ../nbs/00_audio.ipynb #00audio002
 import base64, html, io, math, os, re, uuid, zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import wraps
 from numbers import Real
 from pathlib import Path
 
-import numpy as np
-import soundfile as sf
-import torch
-import torchaudio
+import numpy as np, soundfile as sf, torch, torchaudio
 from torch import Tensor
 
 # %% ../nbs/00_audio.ipynb #00audio007
@@ -30,9 +26,9 @@ def check_sample_rate(
 ) -> int: # the same as a plain `int`
     "`sample_rate` if it is a positive whole number of hertz; raises `TypeError` or `ValueError` otherwise"
     if isinstance(sample_rate, (bool, np.bool_)) or not isinstance(sample_rate, Real):
-        raise TypeError(f"{name} must be a number of hertz such as 16000. Found: {type(sample_rate).__name__}")
+        raise TypeError(f"{name} must be a number of hertz such as 16000. Found: {type(sample_rate).__name__}.")
     if not math.isfinite(sample_rate) or sample_rate != int(sample_rate) or sample_rate <= 0:
-        raise ValueError(f"{name} must be a positive whole number of hertz, such as 16000. Found: {sample_rate}")
+        raise ValueError(f"{name} must be a positive whole number of hertz, such as 16000. Found: {sample_rate}.")
     return int(sample_rate)
 
 # %% ../nbs/00_audio.ipynb #00audio010
@@ -43,19 +39,19 @@ def check_waveform(
     "`waveform` as a float32 tensor; raises `TypeError` or `ValueError` for what is no finite, non-empty waveform"
     if isinstance(waveform, np.ndarray): waveform = torch.from_numpy(np.ascontiguousarray(waveform))
     if not isinstance(waveform, Tensor):
-        raise TypeError(f"{name} must be a tensor or a numpy array. Found: {type(waveform).__name__}")
+        raise TypeError(f"{name} must be a tensor or a numpy array. Found: {type(waveform).__name__}.")
     if not waveform.is_floating_point():
         raise TypeError(f"{name} must hold floats with full scale at 1. Found: {waveform.dtype}. "
-                        "Divide integers by their full scale, e.g. x / 32768 for 16 bits")
+                        "Divide integers by their full scale, e.g. x / 32768 for 16 bits.")
     if not 1 <= waveform.ndim <= 3 or waveform.numel() == 0:
         raise ValueError(f"{name} must be (time), (channel, time) or (batch, channel, time), none of them empty. "
-                         f"Found shape: {tuple(waveform.shape)}")
+                         f"Found shape: {tuple(waveform.shape)}.")
     waveform = waveform.to(torch.float32)
     finite = torch.isfinite(waveform)
     if not finite.all():
         bad = (~finite).nonzero()
         raise ValueError(f"{name} must be finite. Found: {len(bad)} of {waveform.numel()} samples NaN or infinite, "
-                         f"the first at index {tuple(bad[0].tolist())}. Repair or cut them out first")
+                         f"the first at index {tuple(bad[0].tolist())}. Repair or cut them out first.")
     return waveform
 
 # %% ../nbs/00_audio.ipynb #00audio013
@@ -68,7 +64,7 @@ def to_mono(
     if channel is None: return waveform.mean(-2, keepdim=True)
     n_channels = waveform.shape[-2]
     if not 0 <= channel < n_channels:
-        raise ValueError(f"channel must be in 0..{n_channels - 1}: the waveform has {n_channels}. Found: {channel}")
+        raise ValueError(f"channel must be in 0..{n_channels - 1}: the waveform has {n_channels}. Found: {channel}.")
     return waveform[..., channel:channel + 1, :]
 
 # %% ../nbs/00_audio.ipynb #00audio018
@@ -127,11 +123,10 @@ def write_atomically(
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}. "
-                                   "Choose an existing folder that you may write to and that has room") from error
+        raise OSError(error.errno, f"Cannot write {path}: {error.strerror or error}. "
+                                   "Choose an existing folder that you may write to and that has room.") from error
     finally:
-        try: partial.unlink(missing_ok=True)
-        except OSError: pass
+        with suppress(OSError): partial.unlink(missing_ok=True)
     return path
 
 # %% ../nbs/00_audio.ipynb #00audio031
@@ -146,30 +141,27 @@ def encode_audio(
 ) -> bytes: # contents of an audio file
     "Encode `waveform`; raises `ValueError` for an unknown format, or samples beyond ±1 where it cannot hold them"
     waveform, sample_rate = check_waveform(waveform), check_sample_rate(sample_rate)
-    if waveform.ndim == 3: raise ValueError(f"one clip a file: (channel, time). Found shape: {tuple(waveform.shape)}")
-    if suffix.lower() not in AUDIO_FORMATS:
-        raise ValueError(f"suffix must be one of {', '.join(AUDIO_FORMATS)}. Found: {suffix!r}")
+    if waveform.ndim == 3: raise ValueError(f"A file holds one clip (channel, time). Found shape: {tuple(waveform.shape)}.")
+    if suffix.lower() not in AUDIO_FORMATS: raise ValueError(f"suffix must be one of {', '.join(AUDIO_FORMATS)}. Found: {suffix!r}.")
     container, default = AUDIO_FORMATS[suffix.lower()]
-    subtype = subtype or default
+    subtype, peak = subtype or default, waveform.abs().max().item()
     if not sf.check_format(container, subtype):
-        raise ValueError(f"subtype for {suffix} must be one of {', '.join(sf.available_subtypes(container))}. "
-                         f"Found: {subtype!r}")
-    peak = waveform.abs().max().item()
+        raise ValueError(f"subtype for {suffix} must be one of {', '.join(sf.available_subtypes(container))}. Found: {subtype!r}.")
     if peak > 1 and subtype not in ('FLOAT', 'DOUBLE'):
-        raise ValueError(f"samples must lie within ±1, or {subtype} clips them. Found a peak of {peak:.3f}. "
-                         "Scale it first: waveform, gain_db = fit_peak(waveform)")
+        raise ValueError(f"Samples must lie within ±1, or {subtype} clips them. Found a peak of {peak:.3f}. "
+                         "Scale it first: waveform, gain_db = fit_peak(waveform).")
     return _encode(np.atleast_2d(waveform.detach().cpu().numpy()).T, sample_rate, container, subtype)
 
-# %% ../nbs/00_audio.ipynb #00audio032
 def _encode(samples, sample_rate, container, subtype):
     "`samples` `(time, channel)` through libsndfile into bytes; its refusals become a `ValueError`"
     buffer = io.BytesIO()
     try: sf.write(buffer, samples, sample_rate, format=container, subtype=subtype)
     except (sf.LibsndfileError, ValueError) as error:
-        raise ValueError(f"{container} {subtype} cannot hold {samples.shape[1]} channels at {sample_rate} Hz "
-                         f"({error}). Use wav, or fewer channels, or a usual rate such as 44100 Hz") from error
+        raise ValueError(f"{container} {subtype} cannot hold {samples.shape[1]} channels at {sample_rate} Hz ({error}). "
+                         "Use wav, or fewer channels, or a usual rate such as 44100 Hz.") from error
     return buffer.getvalue()
 
+# %% ../nbs/00_audio.ipynb #00audiox001
 def save_audio(
     path:str|Path, # file to write: .wav, .flac, .ogg or .mp3
     waveform:Tensor|np.ndarray, # `(channel, time)` or `(time)`, within ±1 unless `subtype` is 'FLOAT'
@@ -181,39 +173,45 @@ def save_audio(
     return write_atomically(path, encode_audio(waveform, sample_rate, path.suffix, subtype))
 
 # %% ../nbs/00_audio.ipynb #00audio037
-def _missing_end(path, file):
-    "How one sees that the end of an open sound file is missing, in words; '' where nothing is"
+def _lacks_end_page(path):
+    "Whether the last page of an Ogg file is incomplete, or lacks the mark that ends a stream"
+    with open(path, 'rb') as stream:
+        stream.seek(-min(path.stat().st_size, 1 << 17), os.SEEK_END)
+        tail = stream.read()
+    page = tail[tail.rfind(b'OggS'):]
+    n_lacing = page[26] if len(page) > 26 else 0
+    complete = len(page) >= 27 + n_lacing + sum(page[27:27 + n_lacing]) > 27
+    return not (complete and page[5] & 4)
+
+def check_complete(
+    path:Path, # of a sound file
+    file:sf.SoundFile, # the same, open
+):
+    "Raise `ValueError` if the end of the file is missing"
+    cut = ''
     if promise := re.search(r'^data : (\d+) \(should be (\d+)\)', file.extra_info, re.M):
         promised, present = map(int, promise.groups())
         # writers to a pipe cannot know the size and put (nearly) the largest number there: no promise
-        if present < promised < 0x7fff0000: return f"its header promises {promised} bytes of sound, {present} are there"
-    if file.format == 'OGG':
-        with open(path, 'rb') as stream:
-            stream.seek(-min(path.stat().st_size, 1 << 17), os.SEEK_END)
-            tail = stream.read()
-        page = tail[tail.rfind(b'OggS'):]
-        n_lacing = page[26] if len(page) > 26 else 0
-        complete = len(page) >= 27 + n_lacing + sum(page[27:27 + n_lacing]) > 27
-        if not (complete and page[5] & 4): return "its last page lacks the mark that ends a stream"
-    return ''
+        if present < promised < 0x7fff0000: cut = f"its header promises {promised} bytes of sound, {present} are there"
+    if file.format == 'OGG' and _lacks_end_page(path): cut = "its last page lacks the mark that ends a stream"
+    if cut: raise ValueError(f"{path} is truncated: {cut}. Fetch or export it again.")
 
 # %% ../nbs/00_audio.ipynb #00audio039
 def _read(path, start_s, duration_s):
     "Samples `(time, channel)` of a part of a file and its sample rate; raises `ValueError` naming the file"
     with sf.SoundFile(path) as file:
-        if cut := _missing_end(path, file): raise ValueError(f"{path} is truncated: {cut}. Fetch or export it again")
+        check_complete(path, file)
         rate, n_frames = file.samplerate, file.frames
-        if n_frames == 0: raise ValueError(f"{path} holds no samples: its length is zero. Record or export it again")
+        if n_frames == 0: raise ValueError(f"{path} holds no samples: its length is zero. Record or export it again.")
         start = round(start_s*rate)
-        if start >= n_frames:
-            raise ValueError(f"start_s must be below the file's length, {n_frames/rate:.3f} s. Found: {start_s}")
+        if start >= n_frames: raise ValueError(f"start_s must be below the file's length, {n_frames/rate:.3f} s. Found: {start_s}.")
         count = n_frames - start if duration_s is None else min(n_frames - start, max(1, round(duration_s*rate)))
         is_mp3 = file.format in ('MP3', 'MPEG')
         skip = start if is_mp3 else 0  # mp3 frames need those before them: decode and drop
         file.seek(start - skip)
         samples = file.read(skip + count, dtype='float32', always_2d=True)[skip:]
     if len(samples) < (0.95*count if is_mp3 else count):  # an mp3 may state its length as an estimate
-        raise ValueError(f"{path} is truncated: {count} samples were expected, {len(samples)} found. Fetch it again")
+        raise ValueError(f"{path} is truncated: {count} samples were expected. Found: {len(samples)}. Fetch it again.")
     return samples, rate
 
 # %% ../nbs/00_audio.ipynb #00audio040
@@ -222,9 +220,9 @@ def check_audio_file(
 ) -> Path: # the same
     "The path of a file that may be read and is not empty; raises `FileNotFoundError`, `ValueError` or `PermissionError`"
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"no such audio file: {path}. Check the path")
-    if not path.is_file(): raise ValueError(f"{path} is not a file. Name one audio file")
-    if path.stat().st_size == 0: raise ValueError(f"{path} is empty (0 bytes). Record or export it again")
+    if not path.exists(): raise FileNotFoundError(f"No such audio file: {path}. Check the path.")
+    if not path.is_file(): raise ValueError(f"{path} is not a file. Name one audio file.")
+    if path.stat().st_size == 0: raise ValueError(f"{path} is empty (0 bytes). Record or export it again.")
     path.open('rb').close()  # a file that may not be read raises PermissionError here
     return path
 
@@ -240,23 +238,23 @@ def load_audio(
     path = check_audio_file(path)
     for name, value in (('start_s', start_s), ('duration_s', duration_s)):
         if value is not None and not (math.isfinite(value) and (value > 0 or name == 'start_s' and value == 0)):
-            raise ValueError(f"{name} must be a positive number of seconds. Found: {value}")
+            raise ValueError(f"{name} must be a positive number of seconds. Found: {value}.")
     try: samples, rate = _read(path, start_s, duration_s)
     except sf.LibsndfileError as error:
         raise ValueError(f"{path} is damaged, cut off or no audio ({error.error_string.strip() or error}). "
-                         "Fetch it again, or convert it to wav, flac, ogg or mp3") from error
+                         "Fetch it again, or convert it to wav, flac, ogg or mp3.") from error
     waveform = check_waveform(torch.from_numpy(samples.T).contiguous(), f"the sound in {path}")
     if mono: waveform = to_mono(waveform)
     new_rate = rate if sample_rate is None else check_sample_rate(sample_rate)
     return resample(waveform, rate, new_rate), new_rate
 
 # %% ../nbs/00_audio.ipynb #00audio048
-def audio_data_uri(
-    waveform:Tensor|np.ndarray, # `(channel, time)` or `(time)`, within ±1
-    sample_rate:int, # Hz
-) -> str: # 'data:audio/wav;base64,...'
-    "The sound as a data URI (16-bit wav at its true level), for the `src` of an `<audio>` element"
-    return "data:audio/wav;base64," + base64.b64encode(encode_audio(waveform, sample_rate)).decode()
+def data_uri(
+    data:bytes, # of a file
+    kind:str, # its media type, 'image/png' say
+) -> str: # 'data:...;base64,...'
+    "A file as an address that holds it"
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 class play:
     "A caption and a player for `waveform`, at its true level; works in notebooks and in static pages"
@@ -265,7 +263,7 @@ class play:
         sample_rate:int, # Hz
         label:str|None=None, # caption above the player
     ):
-        self.src, self.label = audio_data_uri(waveform, sample_rate), label or ''
+        self.src, self.label = data_uri(encode_audio(waveform, sample_rate), 'audio/wav'), label or ''
         self.duration_s = waveform.shape[-1]/sample_rate
     def __repr__(self): return f"play({self.label!r}, {self.duration_s:.2f} s)"
     def _repr_html_(self):
@@ -274,31 +272,20 @@ class play:
                 f'<audio controls preload="auto" aria-label="{label}" src="{self.src}"></audio></figure>')
 
 # %% ../nbs/00_audio.ipynb #00audio051
-def unit_rms(
-    sound:Tensor, # `(time,)`
-) -> Tensor: # `(time,)`
+def _unit_rms(sound):
     "`sound` scaled to an RMS of 1; silence stays silence"
     return sound/sound.pow(2).mean().sqrt().clamp_min(1e-8)
 
-def spectral_gain(
-    frequencies:np.ndarray, # Hz, any shape
-    spectrum:dict[float, float], # {frequency in Hz: level in dB}, frequencies rising
-) -> np.ndarray: # linear gain, same shape
-    "Gain at `frequencies` from a table of levels, by straight lines over log frequency; flat beyond its ends"
+def _spectral_gain(frequencies, spectrum):
+    "Linear gain at `frequencies` from a table `{Hz: dB}`, by straight lines over log frequency; flat beyond its ends"
     log_hz = np.log(np.maximum(frequencies, 1e-3))
     return 10**(np.interp(log_hz, np.log(list(spectrum)), list(spectrum.values()))/20)
 
-# %% ../nbs/00_audio.ipynb #00audio052
-def shaped_noise(
-    n_samples:int, # length
-    sample_rate:int, # Hz
-    generator:torch.Generator, # source of randomness
-    spectrum:dict[float, float], # {Hz: dB} power density, as in `spectral_gain`
-) -> Tensor: # `(time,)`, unit RMS
-    "Gaussian noise whose power spectrum follows `spectrum`"
+def _shaped_noise(n_samples, sample_rate, generator, spectrum):
+    "Gaussian noise `(time,)` of unit RMS whose power density follows `spectrum` `{Hz: dB}`"
     bins = np.fft.rfft(torch.randn(n_samples, generator=generator).numpy())
-    gain = spectral_gain(np.fft.rfftfreq(n_samples, 1/sample_rate), spectrum)
-    return unit_rms(torch.from_numpy(np.fft.irfft(gain*bins, n_samples)).float())
+    gain = _spectral_gain(np.fft.rfftfreq(n_samples, 1/sample_rate), spectrum)
+    return _unit_rms(torch.from_numpy(np.fft.irfft(gain*bins, n_samples)).float())
 
 # %% ../nbs/00_audio.ipynb #00audio055
 def contour(
@@ -309,18 +296,14 @@ def contour(
     positions, values = zip(*points)
     return torch.from_numpy(np.interp(np.linspace(0, 1, n_samples), positions, values)).float()
 
-def harmonics(
-    pitch_hz:Tensor, # `(time,)` fundamental frequency in Hz
-    sample_rate:int, # Hz
-    spectrum:dict[float, float], # {Hz: dB} strength of a partial at that frequency
-) -> Tensor: # `(time,)`, unit RMS
-    "A tone with all harmonics below half the sample rate (at most 120), coloured by `spectrum`"
+def _harmonics(pitch_hz, sample_rate, spectrum):
+    "A tone `(time,)` of unit RMS with up to 120 harmonics of `pitch_hz` `(time,)` below half the sample rate, coloured by `spectrum`"
     pitch_hz = pitch_hz.double().numpy()
     phase = 2*np.pi*np.cumsum(pitch_hz/sample_rate)
     tone = np.zeros_like(phase)
     for k in range(1, 1 + min(120, int(sample_rate/2/pitch_hz.min()))):
-        tone += spectral_gain(k*pitch_hz, spectrum)*(k*pitch_hz < 0.48*sample_rate)*np.sin(k*phase)
-    return unit_rms(torch.from_numpy(tone).float())
+        tone += _spectral_gain(k*pitch_hz, spectrum)*(k*pitch_hz < 0.48*sample_rate)*np.sin(k*phase)
+    return _unit_rms(torch.from_numpy(tone).float())
 
 # %% ../nbs/00_audio.ipynb #00audio058
 def place(
@@ -346,161 +329,153 @@ def uniform(
 # %% ../nbs/00_audio.ipynb #00audio061
 SOURCES = {} # name: function(n_samples, sample_rate, generator) -> Tensor `(time,)` of unit RMS
 
-def source(make):
-    "Decorator: enter `make(n_samples, sample_rate, generator)` in `SOURCES`, its output brought to unit RMS"
+def _source(make):
+    "Decorator: enter `make` in `SOURCES`; what it returns, or the events that it yields for `place`, is brought to unit RMS"
     @wraps(make)
-    def made(n_samples, sample_rate, generator): return unit_rms(make(n_samples, sample_rate, generator))
-    SOURCES[make.__name__] = made
-    return made
+    def made(n_samples, sample_rate, generator):
+        sound = make(n_samples, sample_rate, generator)
+        return _unit_rms(sound if isinstance(sound, Tensor) else place(n_samples, sample_rate, sound))
+    SOURCES[make.__name__.lstrip('_')] = made
 
-# %% ../nbs/00_audio.ipynb #00audio062
-@source
-def beep(n_samples, sample_rate, generator):
+@_source
+def _beep(n_samples, sample_rate, generator):
     "A 1 kHz tone, on for the first quarter of a second in every half"
     t = torch.arange(n_samples)/sample_rate
     return torch.sin(2*torch.pi*1000*t)*(t % 0.5 < 0.25)
 
-@source
-def hum(n_samples, sample_rate, generator):
+@_source
+def _hum(n_samples, sample_rate, generator):
     "Mains hum: 100 Hz and its harmonics"
-    return harmonics(torch.full((n_samples,), 100.), sample_rate, {100: 0, 1000: -40})
+    return _harmonics(torch.full((n_samples,), 100.), sample_rate, {100: 0, 1000: -40})
 
-@source
-def siren(n_samples, sample_rate, generator):
+@_source
+def _siren(n_samples, sample_rate, generator):
     "A tone that sweeps from 600 to 1200 Hz and back in three seconds"
     t = torch.arange(n_samples)/sample_rate
-    return harmonics(900 - 300*torch.cos(2*torch.pi*t/3), sample_rate, {600: 0, 4000: -30})
+    return _harmonics(900 - 300*torch.cos(2*torch.pi*t/3), sample_rate, {600: 0, 4000: -30})
 
-@source
-def white_noise(n_samples, sample_rate, generator):
+@_source
+def _white_noise(n_samples, sample_rate, generator):
     "Gaussian noise, equally strong at all frequencies"
     return torch.randn(n_samples, generator=generator)
 
 # %% ../nbs/00_audio.ipynb #00audio065
-@source
-def rain(n_samples, sample_rate, generator):
+@_source
+def _rain(n_samples, sample_rate, generator):
     "Steady broad-band patter: falling noise and some 200 near drops a second"
-    wash = shaped_noise(n_samples, sample_rate, generator, {80: -4, 300: -5, 1000: -8, 2400: -11, 8000: -18})
+    wash = _shaped_noise(n_samples, sample_rate, generator, {80: -4, 300: -5, 1000: -8, 2400: -11, 8000: -18})
     drops = torch.rand(n_samples, generator=generator)*2 - 1
     drops *= torch.rand(n_samples, generator=generator) < 200/sample_rate
-    return wash + 0.8*unit_rms(drops)
+    return wash + 0.8*_unit_rms(drops)
 
-@source
-def sea_waves(n_samples, sample_rate, generator):
+@_source
+def _sea_waves(n_samples, sample_rate, generator):
     "Swell: noise that rises and falls every six seconds, brightest at the crest"
     t = torch.arange(n_samples)/sample_rate
     swell = 0.5 - 0.5*torch.cos(2*torch.pi*(t/6 + uniform(generator, 0, 1)))
-    deep = shaped_noise(n_samples, sample_rate, generator, {80: -6, 200: 0, 600: -2, 1500: -12, 8000: -35})
-    foam = shaped_noise(n_samples, sample_rate, generator, {80: -12, 400: 0, 1000: -2, 3000: -8, 8000: -18})
+    deep = _shaped_noise(n_samples, sample_rate, generator, {80: -6, 200: 0, 600: -2, 1500: -12, 8000: -35})
+    foam = _shaped_noise(n_samples, sample_rate, generator, {80: -12, 400: 0, 1000: -2, 3000: -8, 8000: -18})
     return (0.4 + 0.6*swell)*deep + (0.2 + swell.pow(1.5))*foam
 
 # %% ../nbs/00_audio.ipynb #00audio066
-@source
-def crackling_fire(n_samples, sample_rate, generator):
+@_source
+def _crackling_fire(n_samples, sample_rate, generator):
     "A low rumble, and sharp crackles of very unequal strength at random moments"
-    rumble = shaped_noise(n_samples, sample_rate, generator, {60: 0, 150: -4, 400: -16, 1000: -26, 8000: -34})
+    rumble = _shaped_noise(n_samples, sample_rate, generator, {60: 0, 150: -4, 400: -16, 1000: -26, 8000: -34})
     events = []
     for _ in range(max(1, round(12*n_samples/sample_rate))):
         burst = torch.randn(round(0.03*sample_rate), generator=generator)
         decay = torch.exp(-torch.arange(len(burst))/sample_rate/uniform(generator, 0.0005, 0.004))
         events.append((uniform(generator, 0, n_samples/sample_rate), burst*decay*math.exp(uniform(generator, -3, 2))))
-    return rumble + unit_rms(place(n_samples, sample_rate, events))
+    return rumble + _unit_rms(place(n_samples, sample_rate, events))
 
 # %% ../nbs/00_audio.ipynb #00audio069
-@source
-def helicopter(n_samples, sample_rate, generator):
+@_source
+def _helicopter(n_samples, sample_rate, generator):
     "Rotor blades: a low roar chopped 16 to 22 times a second"
     t = torch.arange(n_samples)/sample_rate
     chop = 0.5 + 0.5*torch.cos(2*torch.pi*uniform(generator, 16, 22)*t)
-    roar = shaped_noise(n_samples, sample_rate, generator,
-                        {40: 0, 100: 0, 200: -6, 600: -18, 1200: -26, 2400: -36, 8000: -60})
+    roar = _shaped_noise(n_samples, sample_rate, generator, {40: 0, 100: 0, 200: -6, 600: -18, 1200: -26, 2400: -36, 8000: -60})
     return roar*(0.3 + chop.pow(3))
 
-@source
-def chainsaw(n_samples, sample_rate, generator):
+@_source
+def _chainsaw(n_samples, sample_rate, generator):
     "A two-stroke engine that is revved up and let go: a rough buzz up to high frequencies"
     n_points = max(2, round(1.5*n_samples/sample_rate))
     revs = contour(n_samples, *[(i/(n_points - 1), uniform(generator, 0, 1)) for i in range(n_points)])
-    buzz = harmonics(70 + 70*revs, sample_rate, {80: -4, 300: -4, 1000: -9, 3000: -14, 8000: -24})
-    rasp = shaped_noise(n_samples, sample_rate, generator, {80: -12, 800: -4, 1600: -8, 3000: -4, 8000: -16})
+    buzz = _harmonics(70 + 70*revs, sample_rate, {80: -4, 300: -4, 1000: -9, 3000: -14, 8000: -24})
+    rasp = _shaped_noise(n_samples, sample_rate, generator, {80: -12, 800: -4, 1600: -8, 3000: -4, 8000: -16})
     return (0.2 + revs)*(buzz + 0.4*rasp)
 
-@source
-def clock_tick(n_samples, sample_rate, generator):
+@_source
+def _clock_tick(n_samples, sample_rate, generator):
     "Tick, tock: two short knocks a second, the second one duller, over a faint noise floor"
     events = []
     for i in range(math.ceil(2*n_samples/sample_rate)):
         spectrum = {100: -12, 900: -6, 2500: -6, 8000: -16 if i % 2 else -8}
-        knock = shaped_noise(round(0.08*sample_rate), sample_rate, generator, spectrum)
+        knock = _shaped_noise(round(0.08*sample_rate), sample_rate, generator, spectrum)
         events.append((0.05 + i/2, knock*torch.exp(-torch.arange(len(knock))/sample_rate/0.006)))
-    floor = shaped_noise(n_samples, sample_rate, generator, {60: 0, 8000: -30})
+    floor = _shaped_noise(n_samples, sample_rate, generator, {60: 0, 8000: -30})
     return place(n_samples, sample_rate, events) + 0.004*floor
 
 # %% ../nbs/00_audio.ipynb #00audio072
-@source
-def dog(n_samples, sample_rate, generator):
+@_source
+def _dog(n_samples, sample_rate, generator):
     "Barks in pairs: the pitch goes up and sharply down in a fifth of a second; hoarse"
-    events, start_s = [], 0.1
+    start_s = 0.1
     while start_s < n_samples/sample_rate:
         for _ in range(2):
             length, top_hz = round(uniform(generator, 0.14, 0.2)*sample_rate), uniform(generator, 480, 620)
             pitch_hz = contour(length, (0, 0.7*top_hz), (0.25, top_hz), (1, 0.55*top_hz))
-            voice = harmonics(pitch_hz, sample_rate, {200: -20, 500: -6, 850: 0, 1300: -8, 2400: -22, 5000: -40})
-            breath = shaped_noise(length, sample_rate, generator, {200: -25, 700: 0, 1500: -6, 4000: -30})
+            voice = _harmonics(pitch_hz, sample_rate, {200: -20, 500: -6, 850: 0, 1300: -8, 2400: -22, 5000: -40})
+            breath = _shaped_noise(length, sample_rate, generator, {200: -25, 700: 0, 1500: -6, 4000: -30})
             loudness = contour(length, (0, 0), (0.08, 1), (0.5, 0.7), (1, 0))
-            events.append((start_s, (voice + 0.5*breath)*loudness))
+            yield start_s, (voice + 0.5*breath)*loudness
             start_s += uniform(generator, 0.35, 0.45)
         start_s += uniform(generator, 0.8, 1.2)
-    return place(n_samples, sample_rate, events)
 
 # %% ../nbs/00_audio.ipynb #00audio073
-@source
-def rooster(n_samples, sample_rate, generator):
+@_source
+def _rooster(n_samples, sample_rate, generator):
     "Cock-a-doodle-doo: four syllables, the last long and falling, every five seconds"
     spectrum = {400: -20, 700: -8, 900: -6, 1800: 0, 2700: -8, 4000: -20, 7000: -34}
-    events, shift = [], uniform(generator, 0.9, 1.1)
+    shift = uniform(generator, 0.9, 1.1)
     for crow_s in np.arange(0.2, n_samples/sample_rate, 5):
         for start_s, length_s, first_hz, last_hz in [(0, 0.18, 660, 720), (0.26, 0.16, 800, 820), (0.46, 0.3, 840, 880),
                                                       (0.8, 0.9, 930, 640)]:
             length = round(length_s*sample_rate)
-            pitch_hz = shift*contour(length, (0, 0.9*first_hz), (0.1, first_hz), (0.7, 0.8*first_hz + 0.2*last_hz),
-                                     (1, last_hz))
-            voice = harmonics(pitch_hz, sample_rate, spectrum)
-            breath = shaped_noise(length, sample_rate, generator, {600: -20, 1800: 0, 3000: -6, 7000: -30})
+            pitch_hz = shift*contour(length, (0, 0.9*first_hz), (0.1, first_hz), (0.7, 0.8*first_hz + 0.2*last_hz), (1, last_hz))
+            voice = _harmonics(pitch_hz, sample_rate, spectrum)
+            breath = _shaped_noise(length, sample_rate, generator, {600: -20, 1800: 0, 3000: -6, 7000: -30})
             loudness = contour(length, (0, 0), (0.1, 1), (0.7, 0.8), (1, 0))
-            events.append((crow_s + start_s, (voice + 0.25*breath)*loudness))
-    return place(n_samples, sample_rate, events)
+            yield crow_s + start_s, (voice + 0.25*breath)*loudness
 
 # %% ../nbs/00_audio.ipynb #00audio074
-@source
-def crying_baby(n_samples, sample_rate, generator):
+@_source
+def _crying_baby(n_samples, sample_rate, generator):
     "Wails of about a second at some 450 Hz, strong around 1 and 3 kHz, with a gasp after each"
     spectrum = {300: -14, 450: -4, 900: 0, 1300: -4, 2000: -8, 3200: -6, 5000: -18, 8000: -28}
-    events, start_s = [], 0.1
+    start_s = 0.1
     while start_s < n_samples/sample_rate:
         length, top_hz = round(uniform(generator, 0.7, 1.1)*sample_rate), uniform(generator, 420, 520)
         pitch_hz = contour(length, (0, 0.75*top_hz), (0.2, top_hz), (0.7, 0.95*top_hz), (1, 0.7*top_hz))
         loudness = contour(length, (0, 0), (0.1, 1), (0.8, 0.8), (1, 0))
-        gasp = shaped_noise(round(0.2*sample_rate), sample_rate, generator, {300: -30, 1500: 0, 4000: -6, 8000: -20})
-        events += [(start_s, harmonics(pitch_hz, sample_rate, spectrum)*loudness),
-                   (start_s + length/sample_rate + 0.1, 0.06*gasp*contour(len(gasp), (0, 0), (0.6, 1), (1, 0)))]
+        gasp = _shaped_noise(round(0.2*sample_rate), sample_rate, generator, {300: -30, 1500: 0, 4000: -6, 8000: -20})
+        yield start_s, _harmonics(pitch_hz, sample_rate, spectrum)*loudness
+        yield start_s + length/sample_rate + 0.1, 0.06*gasp*contour(len(gasp), (0, 0), (0.6, 1), (1, 0))
         start_s += length/sample_rate + 0.4
-    return place(n_samples, sample_rate, events)
 
 # %% ../nbs/00_audio.ipynb #00audio075
-@source
-def sneezing(n_samples, sample_rate, generator):
+@_source
+def _sneezing(n_samples, sample_rate, generator):
     "Ah-choo: a drawn breath, then one explosive burst that dies away, every five seconds"
-    events = []
     for start_s in np.arange(0.1, n_samples/sample_rate, 5):
-        breath = shaped_noise(round(0.35*sample_rate), sample_rate, generator, {200: -20, 800: 0, 2500: -4, 8000: -24})
-        burst = shaped_noise(round(0.45*sample_rate), sample_rate, generator,
-                             {100: -12, 300: -2, 600: 0, 1500: -6, 4000: -8, 8000: -18})
-        voice = harmonics(contour(len(burst), (0, 420), (1, 250)), sample_rate, {200: -4, 600: 0, 1500: -12, 4000: -30})
+        breath = _shaped_noise(round(0.35*sample_rate), sample_rate, generator, {200: -20, 800: 0, 2500: -4, 8000: -24})
+        burst = _shaped_noise(round(0.45*sample_rate), sample_rate, generator, {100: -12, 300: -2, 600: 0, 1500: -6, 4000: -8, 8000: -18})
+        voice = _harmonics(contour(len(burst), (0, 420), (1, 250)), sample_rate, {200: -4, 600: 0, 1500: -12, 4000: -30})
         loudness = contour(len(burst), (0, 0), (0.03, 1), (0.25, 0.5), (1, 0)).pow(1.5)
-        events += [(start_s, 0.1*breath*contour(len(breath), (0, 0), (0.8, 1), (1, 0))),
-                   (start_s + 0.5, (burst + 0.6*voice)*loudness)]
-    return place(n_samples, sample_rate, events)
+        yield start_s, 0.1*breath*contour(len(breath), (0, 0), (0.8, 1), (1, 0))
+        yield start_s + 0.5, (burst + 0.6*voice)*loudness
 
 # %% ../nbs/00_audio.ipynb #00audio082
 @dataclass
@@ -511,7 +486,6 @@ class Scene:
     sample_rate:int # Hz
     seed:int # which random realisation
 
-# %% ../nbs/00_audio.ipynb #00audio083
 def make_scene(
     levels_db:dict[str, float], # {source name: RMS level in dB relative to -20 dBFS}
     duration_s:float=5., # seconds
@@ -522,11 +496,11 @@ def make_scene(
     sample_rate = check_sample_rate(sample_rate)
     unknown = [name for name in levels_db if name not in SOURCES]
     if unknown or not levels_db:
-        raise ValueError(f"levels_db must name one or more of {', '.join(sorted(SOURCES))}. Found: {unknown or 'none'}")
+        raise ValueError(f"levels_db must name one or more of {', '.join(sorted(SOURCES))}. Found: {unknown or 'none'}.")
     if not all(math.isfinite(level_db) for level_db in levels_db.values()):
-        raise ValueError(f"levels must be finite numbers of dB; leave a silent source out. Found: {levels_db}")
+        raise ValueError(f"levels_db must be finite numbers of dB. Found: {levels_db}. Leave a silent source out.")
     if not (math.isfinite(duration_s) and round(duration_s*sample_rate) > 0):
-        raise ValueError(f"duration_s must be a positive number of seconds. Found: {duration_s}")
+        raise ValueError(f"duration_s must be a positive number of seconds. Found: {duration_s}.")
     sources = {}
     for name, level_db in levels_db.items():
         # a generator of its own: a source sounds the same whatever it is mixed with

@@ -8,8 +8,8 @@ import pytest
 import soundfile as sf
 import torch
 
-from lmac.audio import (SOURCES, audio_data_uri, check_sample_rate, check_waveform, encode_audio, fit_peak, load_audio,
-                        make_scene, resample, rms_db, save_audio, to_mono, write_atomically)
+from lmac.audio import (SOURCES, check_sample_rate, check_waveform, encode_audio, fit_peak, load_audio,
+                        make_scene, play, resample, rms_db, save_audio, to_mono, write_atomically)
 
 
 def tones(n_channels=1, sample_rate=16000, duration_s=0.5, peak=0.5):
@@ -191,7 +191,7 @@ def test_missing_folder(earlier):
 
 def test_path_is_a_folder(tmp_path):
     (tmp_path/'a.wav').mkdir()
-    with pytest.raises(OSError, match='cannot write'): save_audio(tmp_path/'a.wav', tones(), 16000)
+    with pytest.raises(OSError, match='Cannot write'): save_audio(tmp_path/'a.wav', tones(), 16000)
     assert [path.name for path in tmp_path.iterdir()] == ['a.wav']
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='permissions do not bind the superuser')
@@ -199,7 +199,7 @@ def test_folder_without_write_permission(earlier):
     folder, before = earlier
     folder.chmod(0o500)
     try:
-        with pytest.raises(PermissionError, match='cannot write'): save_audio(folder/'a.wav', tones(), 16000)
+        with pytest.raises(PermissionError, match='Cannot write'): save_audio(folder/'a.wav', tones(), 16000)
     finally: folder.chmod(0o700)
     assert_untouched(folder, before)
 
@@ -209,7 +209,7 @@ def test_earlier_file_survives(earlier, monkeypatch, step, kind):
     number = errno.EACCES if kind is PermissionError else errno.ENOSPC
     def refuse(*args): raise OSError(number, os.strerror(number))
     monkeypatch.setattr(os, step, refuse)
-    with pytest.raises(kind, match='cannot write.*Choose an existing folder') as caught:
+    with pytest.raises(kind, match='Cannot write.*Choose an existing folder') as caught:
         save_audio(folder/'a.wav', 0.1*tones(), 16000)
     assert caught.value.errno == number
     assert_untouched(folder, before)
@@ -241,7 +241,7 @@ def test_unknown_suffix(tmp_path, name):
 def test_unknown_subtype_and_batch(tmp_path):
     with pytest.raises(ValueError, match="PCM_16.*Found: 'PCM_99'"):
         save_audio(tmp_path/'a.wav', tones(), 16000, 'PCM_99')
-    with pytest.raises(ValueError, match=r'one clip a file.*\(2, 1, 8000\)'):
+    with pytest.raises(ValueError, match=r'A file holds one clip.*\(2, 1, 8000\)'):
         save_audio(tmp_path/'a.wav', tones().expand(2, 1, -1), 16000)
 
 
@@ -282,7 +282,7 @@ def test_silence_stays_silence():
     silence = torch.zeros(1, 100)
     assert fit_peak(silence) == (silence, 0.0)
     assert rms_db(silence).item() == -120
-    assert audio_data_uri(silence, 16000).startswith('data:audio/wav;base64,')
+    assert play(silence, 16000).src.startswith('data:audio/wav;base64,')
     assert to_mono(torch.zeros(2, 100)).shape == (1, 100)
 
 @pytest.mark.parametrize('sample_rate', [8000, 16000, 44100])

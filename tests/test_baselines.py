@@ -462,7 +462,7 @@ def clips(tmp_path_factory):
     return ClipDataset(pd.DataFrame(rows), ['class 0', 'class 1', 'class 2'], duration_s=.5, cache_dir=folder)
 
 def train(cnn14, stft, clips, folder, epochs=2, **kwargs):
-    return train_l2i(cnn14, stft, clips, folder, epochs=epochs, n_components=4, batch_size=3, progress=False, **kwargs)
+    return train_l2i(cnn14, stft, clips, folder, epochs=epochs, n_components=4, batch_size=3, **kwargs)
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory, cnn14, stft, clips): return train(cnn14, stft, clips, tmp_path_factory.mktemp('l2i'))
@@ -492,13 +492,13 @@ def test_l2i_without_a_component_for_the_class(cnn14, magnitude, stft):
     assert L2I(cnn14, network=network).attribute(magnitude).max() == 0
 
 def test_l2i_goes_on_where_it_was_killed(tmp_path, cnn14, stft, clips, trained, monkeypatch):
-    import lmac.evidence.baselines as baselines
+    from lmac import training
     class Killed(Exception): pass
-    class Killer(baselines.Log):
+    class Killer(training.Log):
         order = 99
         def after_epoch(self, learner): raise Killed
     with monkeypatch.context() as patch:
-        patch.setattr(baselines, 'Log', Killer)
+        patch.setattr(training, 'Log', Killer)
         with pytest.raises(Killed): train(cnn14, stft, clips, tmp_path)
     assert not (tmp_path/'config.json').exists() and (tmp_path/'training'/'checkpoint.pt').exists()
     train(cnn14, stft, clips, tmp_path)

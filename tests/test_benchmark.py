@@ -10,13 +10,13 @@ import torch
 
 from lmac.evidence import benchmark
 from lmac.audio import make_scene, save_audio
-from lmac.evidence.benchmark import (Shares, attribution, compare, contaminate, curve_area, few_clips, holm, load_method, mask_auc,
+from lmac.evidence.benchmark import (Shares, attribution, compare, contaminate, curve_area, few_clips, load_method, mask_auc,
                             parse_condition, read_benchmark, scene_dataset, results_table, si_sdr, aggregate, take_batches,
                             topk_mask, verdict)
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.data import snr_db
 from lmac.decoder import MaskDecoder
-from lmac.evidence.evaluation import WAYS, score_mask, score_clips, score_full_input
+from lmac.evidence.evaluation import VARIANTS, score_mask, score_clips, score_full_input
 from lmac.explain import LMAC
 from lmac.spectrogram import STFT, LogMel
 
@@ -140,7 +140,7 @@ def test_an_oracle_and_a_hopeless_mask(explainer, clips):
     louder = explainer.stft(target)[0] > explainer.stft(other)[0]
     whole, found = score_full_input(explainer, mixed), {}
     for name, mask in (("oracle", louder.float()), ("hopeless", 1 - louder.float())):
-        heard = score_mask(explainer, whole, mask, ["heard"])[1][0]
+        heard = score_mask(explainer, whole, mask, ["audio"])[1][0]
         found[name] = mask_auc(mask, louder), si_sdr(heard, target) - si_sdr(mixed, target)
     assert (found["oracle"][0] == 1).all() and (found["oracle"][1] > 3).all()
     assert (found["hopeless"][0] == 0).all() and (found["hopeless"][1] < -3).all()
@@ -242,7 +242,7 @@ def contest(explainer, clips, tmp_path_factory):
 def test_one_row_per_clip_method_condition_seed_and_way(contest, clips):
     result, summary, table = read_benchmark(contest)
     ways = 2 * 4 + len(Shares().curve) - 1 + 1
-    assert len(table) == 2 * 2 * 2 * 5 * ways and not table.duplicated(["method", "condition", "seed", "clip", "mask", "judged_on"]).any()
+    assert len(table) == 2 * 2 * 2 * 5 * ways and not table.duplicated(["method", "condition", "seed", "clip", "mask", "scored_on"]).any()
     judged = table[table["mask"] != "ranking"]
     assert not judged[["p", "p_in", "p_out", "AI", "AD", "AG", "FF", "Fid-In", "AD_ref", "kept", "energy_fraction"]].isna().any().any()
     ranking = table[table["mask"] == "ranking"]
@@ -256,8 +256,8 @@ def test_one_row_per_clip_method_condition_seed_and_way(contest, clips):
 
 def test_the_benchmark_agrees_with_the_evaluation(contest, explainer, clips):
     _, _, table = read_benchmark(contest)
-    for (mask, judged_on), how in WAYS.items():
-        rows = table.query("method == 'lmac' and condition == 'clean' and seed == 0 and mask == @mask and judged_on == @judged_on")
+    for (mask, scored_on), how in VARIANTS.items():
+        rows = table.query("method == 'lmac' and condition == 'clean' and seed == 0 and mask == @mask and scored_on == @scored_on")
         expected = score_clips(explainer, clips, **how, progress=False)
         assert list(rows["clip"]) == list(expected["clip"])
         np.testing.assert_allclose(rows[["p", "p_in", "p_out", "AD", "FF", "SPS"]], expected[["p", "p_in", "p_out", "AD", "FF", "SPS"]], rtol=1e-3, atol=1e-3)
@@ -265,8 +265,8 @@ def test_the_benchmark_agrees_with_the_evaluation(contest, explainer, clips):
 
 def test_summary_holds_the_means_of_the_table(contest):
     _, summary, table = read_benchmark(contest)
-    row = summary.query("method == 'rival' and condition == 'mixture@5' and mask == 'binary' and judged_on == 'heard' and metric == 'AD'").iloc[0]
-    values = table.query("method == 'rival' and condition == 'mixture@5' and mask == 'binary' and judged_on == 'heard'").groupby("clip").AD.mean()
+    row = summary.query("method == 'rival' and condition == 'mixture@5' and mask == 'binary' and scored_on == 'audio' and metric == 'AD'").iloc[0]
+    values = table.query("method == 'rival' and condition == 'mixture@5' and mask == 'binary' and scored_on == 'audio'").groupby("clip").AD.mean()
     assert row["mean"] == pytest.approx(values.mean(), abs=1e-4) and row.low <= row["mean"] <= row.high and row.n == 5
     assert list(results_table(summary, "clean").index) == ["lmac", "rival"]
 
@@ -348,8 +348,8 @@ def test_few_clips_are_of_many_classes(clips):
 
 def fake_scores(**methods):
     "A table of AD on soft masks, and of FF on binary ones"
-    rows = [dict(method=m, condition="clean", seed=0, mask=mask, judged_on=judged_on, clip=str(i), **{metric: v})
-            for m, values in methods.items() for mask, metric in (("soft", "AD"), ("binary", "FF")) for judged_on in ("spectrogram", "heard")
+    rows = [dict(method=m, condition="clean", seed=0, mask=mask, scored_on=scored_on, clip=str(i), **{metric: v})
+            for m, values in methods.items() for mask, metric in (("soft", "AD"), ("binary", "FF")) for scored_on in ("spectrogram", "audio")
             for i, v in enumerate(values)]
     return pd.DataFrame(rows)
 
@@ -357,8 +357,8 @@ def fake_scores(**methods):
 def test_paired_comparison_of_known_numbers():
     ours = [1., 5, 2, 8, 3, 4]
     found = compare(fake_scores(lmac=ours, worse=[v + d for v, d in zip(ours, [1, 2, 3, 4, 5, 6])], same=ours, odd=[2., 4, 3, 7, 4, 3]))
-    ad = found.query("metric == 'AD' and judged_on == 'heard'").set_index("method")
-    ff = found.query("metric == 'FF' and judged_on == 'heard'").set_index("method")
+    ad = found.query("metric == 'AD' and scored_on == 'audio'").set_index("method")
+    ff = found.query("metric == 'FF' and scored_on == 'audio'").set_index("method")
     assert ad.advantage.to_dict() == pytest.approx(dict(worse=3.5, same=0, odd=0))   # a lower AD is better
     assert ff.advantage["worse"] == pytest.approx(-3.5)   # a lower FF is worse
     assert ad.verdict.to_dict() == dict(worse="wins", same="ties", odd="ties") and ff.verdict["worse"] == "loses"
@@ -371,7 +371,7 @@ def test_pairs_are_seen_where_intervals_overlap():
     rng = np.random.default_rng(0)
     ours = rng.normal(50, 30, 80)
     table = fake_scores(lmac=ours, rival=ours + rng.normal(2, 1, 80))
-    means = aggregate(table).query("metric == 'AD' and judged_on == 'heard'").set_index("method")
+    means = aggregate(table).query("metric == 'AD' and scored_on == 'audio'").set_index("method")
     assert means.high["lmac"] > means.low["rival"]
     assert compare(table).query("metric == 'AD'").verdict.eq("wins").all()
 
@@ -383,12 +383,7 @@ def test_seeds_do_not_make_more_clips():
     pd.testing.assert_frame_equal(aggregate(table), aggregate(doubled))
 
 
-def test_holm():
-    assert holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]).tolist() == [1, 1] and holm([]).tolist() == []
-
-
 def test_the_verdict_names_who_is_not_beaten():
     found = verdict(compare(fake_scores(lmac=[1., 2, 3, 4, 5, 6], weak=[9.] * 6, strong=[0.] * 6, twin=[1., 2, 3, 4, 5, 6])))
-    row = found.loc[("clean", "soft", "heard", "AD")]
+    row = found.loc[("clean", "soft", "audio", "AD")]
     assert (row.wins, row.ties, row.loses) == ("1 of 3", "twin", "strong")

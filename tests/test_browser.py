@@ -215,9 +215,9 @@ def study(tmp_path_factory):
     "A study of two clips and two methods, one clip for practice, and its page"
     from lmac.explain import LMAC
     from lmac.listen.study import build_study, study_html
-    from lmac.listen.widgets import Question
+    from lmac.listen.widgets import ExplanationSession
     lmac, folder = LMAC.from_pretrained(), tmp_path_factory.mktemp("study")
-    questions = [Question(lmac, make_scene({name: 0, "rain": -8}, 1., seed=1).waveform, RATE, name=name) for name in ("dog", "rooster")]
+    questions = [ExplanationSession(lmac, make_scene({name: 0, "rain": -8}, 1., seed=1).waveform, RATE, name=name) for name in ("dog", "rooster")]
     study = build_study(questions, folder/"study", ["lmac", "energy"])
     (folder/"study.html").write_text(study_html(study))
     return study, folder/"study.html"

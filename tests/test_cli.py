@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from fastcore.script import anno_parser
+
+import lmac.cli
 
 from lmac.audio import load_audio, make_scene, save_audio
 from lmac.classifier import Cnn14, TappedClassifier
@@ -125,11 +128,12 @@ def shell_run(script, environment, *argv, cwd=None):
     ('lmac-train', ['{classifier,explainer,finetune,l2i}', '--out', '--config', '--classifier', '--explainer', '--share_classifier', '--data',
                     '--epochs', '--seed', '--mixed_precision', 'interrupted', 'urbansound8k']),
     ('lmac-evaluate', ['[explainer]', '--data', '--folds', '--out', '--costs', 'Fid-In', 'esc10'])])
-def test_help(script, environment, command, words):
-    help = shell_run(script, environment, command, '--help').ok()
-    assert help.out.startswith(f'usage: {command} [-h]') and not help.err
-    for word in words: assert word in help.out, word
-    for line in re.findall(r'^ +--?\w.*', help.out, re.M):  # every option says what it is for
+def test_help(monkeypatch, command, words):
+    monkeypatch.setenv('COLUMNS', '120')
+    help = anno_parser(getattr(lmac.cli, command.replace('-', '_')).__wrapped__, prog=command).format_help()  # in a shell: the notebook's
+    assert help.startswith(f'usage: {command} [-h]')
+    for word in words: assert word in help, word
+    for line in re.findall(r'^ +--?\w.*', help, re.M):  # every option says what it is for
         assert re.search(r'\S {2,}\S', line.strip()) or len(line) > 30, line
 
 def test_errors_in_a_real_shell(tmp_path, script, environment, explainer):
@@ -176,7 +180,7 @@ def test_target(tmp_path, explain, explainer, dog):
     explain(dog, '--target', label).ok()
     explain(dog, '--target', other, '--out', 'other').ok()
     numbers = json.loads((tmp_path/'other/explanation.json').read_text())
-    assert (numbers['label'], numbers['decided']) == (other, label)
+    assert (numbers['label'], numbers['predicted_label']) == (other, label)
     assert f'says {label!r}' in (text := html.unescape((tmp_path/'other/report.html').read_text())) and f'explains {other!r}' in text
     before = contents(tmp_path)
     explain(dog, '--target', 'violin').failed("no class 'violin'. Its classes: bell, rain, saw")
@@ -446,8 +450,16 @@ def test_evaluate(tmp_path, shell, trained, tiny_data):
         run = shell('lmac-evaluate', folder/'e', '--data', tiny_data, '--out', f'r/{out}.json', '--batch_size', size).ok()
         assert 'Fid-In' in run.out and f'r/{out}.json' in run.out
         rows = json.loads((tmp_path/f'r/{out}.json').read_text())['results']
-        found.append({(r['mask'], r['judged_on'], r['metric'], k): r[k] for r in rows for k in ('mean', 'low', 'high')})
+        found.append({(r['mask'], r['scored_on'], r['metric'], k): r[k] for r in rows for k in ('mean', 'low', 'high')})
     assert found[0] == found[1] and {'AI', 'AD', 'AG', 'FF', 'Fid-In', 'SPS', 'COMP'} <= {name for _, _, name, _ in found[0]}
     kept = [k for k in found[0] if k[2] != 'AI']  # AI counts probabilities that are almost ties
     assert {k: found[2][k] for k in kept} == pytest.approx({k: found[0][k] for k in kept}, rel=.01, abs=.01)
     assert not list((tmp_path/'r').glob('*.part'))
+
+
+def test_options_with_hyphens(tmp_path, script, environment, explainer):
+    "Options may be written with hyphens or underscores"
+    for option in ('--native-rate', '--native_rate'):
+        save_audio(tmp_path/'a.wav', make_scene({'rain': 0}, 1., 22050).waveform, 22050)
+        shell_run(script, environment, 'lmac-explain', 'a.wav', option, '--explainer', explainer, '--out', tmp_path/option, cwd=tmp_path).ok()
+        assert load_audio(tmp_path/option/'explanation.wav')[1] == 22050

@@ -1,4 +1,5 @@
 """What the doc site is made of: the filter in docs/nbfilter.py on the real notebooks, and the pages in _quarto.yml."""
+import functools
 import json
 import re
 import subprocess
@@ -6,6 +7,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pypandoc
 import pytest
 import yaml
 
@@ -19,6 +21,12 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 def source(cell): return "".join(cell["source"])
 def text_of(data): return data if isinstance(data, str) else "".join(data) if isinstance(data, list) else data
+
+
+@functools.cache
+def filtered(path):
+    "What Quarto gets of a notebook"
+    return call_filter(json.loads(path.read_text(encoding="utf-8")), path.parent)
 
 
 def call_filter(notebook, folder=NBS):
@@ -91,8 +99,7 @@ def test_filter_takes_a_notebook_of_markdown_only():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_page(path):
-    before = json.loads(path.read_text(encoding="utf-8"))
-    page = call_filter(before, path.parent)
+    before, page = json.loads(path.read_text(encoding="utf-8")), filtered(path)
     nbformat.validate(nbformat.from_dict(page))
     sources = [source(cell) for cell in page["cells"]]
     for text in sources:
@@ -107,9 +114,10 @@ def test_page(path):
             assert after, f"a cell is lost: {code[:200]}"
             kept = [o for o in cell["outputs"] if WIDGET not in o.get("data", {}) or "text/html" in o["data"]]   # no progress bars
             assert [o["output_type"] for o in after["outputs"]] == [o["output_type"] for o in kept]
-    if path.stem[3:] and (ROOT/"lmac"/f"{path.stem[3:]}.py").exists():
+    module = path.relative_to(NBS).parent/re.sub(r"^\d\d_", "", f"{path.stem}.py")
+    if (ROOT/"lmac"/module).exists():
         headings = "\n".join(s for s in sources if "\n\n### " in s)
-        assert f"/blob/main/lmac/{path.stem[3:]}.py#L" in headings, "no heading links to its source"
+        assert f"/blob/main/lmac/{module.as_posix()}#L" in headings, "no heading links to its source"
     for link in re.findall(r"\]\((?!\w+:)([^)#\s]+\.ipynb)", "\n".join(sources)):
         assert (path.parent/link).exists(), f"{path.name} links to {link}, which is not there"
 
@@ -152,7 +160,7 @@ def test_a_page_never_shows_a_dead_widget():
     view = {WIDGET: {"model_id": "x"}, "text/plain": "W()"}
     nb["cells"][1]["outputs"] = [dict(output_type="display_data", metadata={}, data=view | more) for more in ({"text/html": "<p>static</p>"}, {})]
     found = next(cell for cell in call_filter(nb)["cells"] if source(cell) == "widget")
-    assert [set(o["data"]) for o in found["outputs"]] == [{"text/html", "text/plain"}]
+    assert [set(o["data"]) for o in found["outputs"]] == [{"text/markdown", "text/plain"}]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
@@ -164,3 +172,101 @@ def test_every_widget_has_a_static_form(path):
             data = output.get("data", {})
             if WIDGET not in data or "text/html" in data: continue
             assert re.match(r"(.*: )? *\d+%\|", text_of(data["text/plain"])), f"{path.name}: a widget, no progress bar, without text/html"
+
+
+# what Quarto and Pandoc make of it, without Quarto
+
+@functools.cache
+def parsed(path):
+    "The page's markdown as Pandoc reads it: its blocks, those within others too"
+    text = "\n\n".join(source(cell) for cell in filtered(path)["cells"] if cell["cell_type"] == "markdown")
+    return text, json.loads(pypandoc.convert_text(text, "json", format="markdown"))["blocks"]
+
+
+def nodes(tree, kind):
+    "Everything of a kind in Pandoc's tree"
+    if isinstance(tree, dict):
+        if tree.get("t") == kind: yield tree["c"]
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for x in tree: yield from nodes(x, kind)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_headings_are_headings(path):
+    text, blocks = parsed(path)
+    written = re.findall(r"^#{1,6} \S", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    found = list(nodes(blocks, "Header"))
+    assert len(found) == len(written), f"{path.name}: {len(written)} headings are written, Pandoc finds {len(found)}"
+    ids = [attributes[0] for level, attributes, _ in found if level > 1]   # the first is the title, outside the text
+    assert len(ids) == len(set(ids)), f"{path.name}: two headings have one id: {sorted(i for i in ids if ids.count(i) > 1)}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_anchors_are_on_headings_and_links_within_the_page_lead_to_them(path):
+    text, blocks = parsed(path)
+    ids = {attributes[0] for _, attributes, _ in nodes(blocks, "Header")} | set(re.findall(r'<a id="([^"]+)"', text))
+    missing = {url for _, _, (url, _) in nodes(blocks, "Link") if url.startswith("#") and url[1:] not in ids}
+    assert not missing, f"{path.name} links to {missing}, which the page has not"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_a_page_asks_no_other_host_and_has_no_output_that_makes_it(path):
+    for cell in filtered(path)["cells"]:
+        texts = [source(cell)] if cell["cell_type"] == "markdown" else []
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            assert "text/html" not in data, f"{path.name}: an output of text/html makes Quarto load scripts from another host"
+            texts += [text_of(data[k]) for k in ("text/markdown", "image/svg+xml") if k in data]
+        for text in texts:
+            found = re.search(r"""<(script|link|img|iframe|audio|source|video)\b[^>]*\b(src|href)=["']?(https?:)?//|@import\s+(url\()?["']?https?:|url\(["']?https?:""", text)
+            assert not found, f"{path.name} loads something from elsewhere: {found[0][:200]}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_pictures_have_alternative_texts_and_ids_are_used_once(path):
+    text, blocks = parsed(path)
+    bare = [target for attributes, alt, (target, _) in nodes(blocks, "Image") if not alt and not dict(attributes[2]).get("fig-alt")]
+    assert not bare, f"{path.name}: no alternative text for {bare}"
+    for alone in nodes(blocks, "Figure"):
+        assert all(dict(attributes[2]).get("fig-alt") for attributes, *_ in nodes(alone, "Image")), f"{path.name}: a picture alone needs fig-alt, or Quarto drops its alt"
+    page = "".join(text_of(o["data"]["text/markdown"]) for c in filtered(path)["cells"] for o in c.get("outputs", []) if "text/markdown" in o.get("data", {}))
+    tables = re.findall(r'id="(T_\w+)"', page)
+    assert not tables, f"{path.name}: styled tables have ids, which Quarto doubles: {tables[:3]}"
+
+
+def test_quarto_gets_what_the_other_renderer_does_not(monkeypatch):
+    cells = ["md:# T\n\n> S\n\n<a id=\"x\"></a>\n## A title\n\n![two words](a.png)\n\nand ![in](b.png) a line", "show"]
+    nb = notebook(*cells)
+    nb["cells"][1]["outputs"] = [dict(output_type="display_data", metadata={}, data={"text/html": '<style>#T_ab {}</style><table id="T_ab"><td id="T_ab_c" class="d">', "text/plain": "x"})]
+    page = call_filter(nb)
+    assert source(page["cells"][0]) == '# T\n\n> S\n\n## A title {#x}\n\n![two words](a.png){fig-alt="two words"}\n\nand ![in](b.png) a line'
+    shown = next(c for c in page["cells"] if source(c) == "show")["outputs"][0]["data"]
+    assert text_of(shown["text/markdown"]) == '``````````{=html}\n<style>.T_ab {}</style><table class="T_ab"><td class="T_ab_c d">\n``````````\n'
+    monkeypatch.syspath_prepend(FILTER.parent)
+    from nbfilter import filter_notebook
+    monkeypatch.chdir(NBS)
+    assert '<a id="x"></a>\n## A title' in source(filter_notebook(nb)["cells"][0])
+
+
+def test_the_filter_says_what_it_lacks():
+    res = subprocess.run([sys.executable, "-S", "-I", FILTER], input=json.dumps(notebook("md:# T")), capture_output=True, text=True)
+    assert res.returncode == 1 and "pip install -e '.[dev]'" in res.stderr and "Traceback" not in res.stderr
+
+
+def contrast(a, b):
+    "Ratio of luminances, as in the WCAG"
+    def luminance(colour):
+        values = [int(colour[i:i + 2], 16)/255 for i in (1, 3, 5)]
+        return sum(w*(v/12.92 if v <= .04045 else ((v + .055)/1.055)**2.4) for w, v in zip((.2126, .7152, .0722), values))
+    bright, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (bright + .05)/(dark + .05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_muted_text_can_be_read(theme):
+    text = (ROOT/"docs"/f"{theme}.scss").read_text()
+    back, = re.findall(r"on (#\w{6})", text)
+    assert all(contrast(colour, back) >= 4.5 for colour in set(re.findall(r"#[0-9a-f]{6}", text)) - {back})
+    html = yaml.safe_load((ROOT/"_quarto.yml").read_text())["format"]["html"]
+    assert f"docs/{theme}.scss" in html["theme"][theme] and html["respect-user-color-scheme"] is True

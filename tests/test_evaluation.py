@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lmac.evidence import evaluation
-from lmac.evidence.evaluation import (REQUIREMENTS, WAYS, check_requirements, evaluate, figures, full_width, judge, peak_rss_mb, score_batch, score_clips,
+from lmac.evidence.evaluation import (REQUIREMENTS, ROUTES, VARIANTS, check_requirements, evaluate, figures, full_width, classify_parts, peak_rss_mb, score_batch, score_clips,
                              show_results, summarize_table, time_decoder)
 from lmac.explain import LMAC
 from lmac.metrics import METRICS
@@ -28,10 +28,10 @@ def result(explainer, dataset, tmp_path_factory):
 
 @pytest.mark.parametrize("rounded", [False, True])
 def test_clips_are_judged_as_explanations_judge_them(explainer, dataset, rounded):
-    masks = judge(explainer, dataset.waveforms)[1]
+    masks = classify_parts(explainer, dataset.waveforms)[1]
     threshold = masks[masks > 0].median().item() if rounded else None   # half of the bins: the decoder is not trained
-    seen = judge(explainer, dataset.waveforms, threshold)
-    heard = judge(explainer, dataset.waveforms, threshold, heard=True)
+    seen = classify_parts(explainer, dataset.waveforms, threshold)
+    heard = classify_parts(explainer, dataset.waveforms, threshold, scored_on='audio')
     gains = []
     for i, waveform in enumerate(dataset.waveforms):
         ex, k = explainer.explain(waveform, 16000, threshold=threshold), int(seen[0][i])
@@ -51,9 +51,9 @@ class Constant(LMAC):
     def attribute(self, magnitude, target=None, threshold=None): return torch.full_like(magnitude, self.value)
 
 
-@pytest.mark.parametrize("heard", [False, True])
-def test_a_mask_of_ones_changes_nothing_at_all(explainer, dataset, heard):
-    table = score_clips(Constant(explainer.classifier, explainer.decoder, explainer.stft), dataset, heard=heard, progress=False)
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_mask_of_ones_changes_nothing_at_all(explainer, dataset, route):
+    table = score_clips(Constant(explainer.classifier, explainer.decoder, explainer.stft), dataset, scored_on=route, progress=False)
     assert (table.p == table.p_in).all()
     assert (table[["AI", "AD", "AG"]] == 0).all().all() and (table[["Fid-In", "kept"]] == 1).all().all()
 
@@ -65,30 +65,30 @@ def test_a_mask_of_zeros_swaps_the_parts(explainer, dataset):
     assert (table.p == table.p_out).all() and (table.FF == 0).all() and (table.kept == 0).all()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", VARIANTS)
 def test_scores_are_finite_in_range_and_per_clip(explainer, dataset, way):
-    table = score_clips(explainer, dataset, **WAYS[way], progress=False)
+    table = score_clips(explainer, dataset, **VARIANTS[way], progress=False)
     assert list(table["clip"]) == [Path(path).stem for path in dataset.table["path"]]
-    assert (table.correct == (table.label == table.decided)).all()
+    assert (table.correct == (table.label == table.predicted)).all()
     assert not table.isna().any().any()
     for metric in METRICS.values():
         assert table[metric.short].between(metric.low, metric.high or float("inf")).all(), metric.short
-    one_by_one = score_clips(explainer, dataset, **WAYS[way], batch_size=1, progress=False)
+    one_by_one = score_clips(explainer, dataset, **VARIANTS[way], batch_size=1, progress=False)
     numbers = [c for c in table.select_dtypes("number") if c != "AI"]   # AI may hang on a rounding error
     pd.testing.assert_frame_equal(table[numbers], one_by_one[numbers], atol=1e-2, rtol=1e-3)
 
 
 def test_binary_masks_are_binary_and_kept_is_their_share(explainer, dataset):
-    mask = judge(explainer, dataset.waveforms, 0.5)[1]
+    mask = classify_parts(explainer, dataset.waveforms, 0.5)[1]
     assert set(mask.unique().tolist()) == {0., 1.}
     torch.testing.assert_close(score_batch(explainer, dataset.waveforms, 0.5)["kept"], mask.mean((1, 2)))
 
 
 def test_clips_shorter_than_the_classifier_was_trained_on(explainer, dataset):
     short = dataset.waveforms[:, :5000]
-    decided, mask, *probabilities = judge(explainer, short, heard=True)
+    predicted, mask, *probabilities = classify_parts(explainer, short, scored_on='audio')
     assert mask.shape[-1] == explainer.stft.n_frames(6400)
-    assert abs(float(probabilities[1][0, decided[0]]) - explainer.explain(short[0], 16000).probability_heard) < 1e-4
+    assert abs(float(probabilities[1][0, predicted[0]]) - explainer.explain(short[0], 16000).probability_heard) < 1e-4
 
 
 @pytest.mark.parametrize("what, value", [("labels", ["rain", "sea"]), ("sample_rate", 8000)])
@@ -101,7 +101,7 @@ def test_another_dataset_is_refused(explainer, dataset, what, value):
 
 def test_the_classifier_is_untouched(explainer, dataset):
     before = {k: v.clone() for k, v in explainer.classifier.state_dict().items()}
-    score_clips(explainer, dataset, heard=True, progress=False)
+    score_clips(explainer, dataset, scored_on='audio', progress=False)
     assert all(torch.equal(v, explainer.classifier.state_dict()[k]) for k, v in before.items())
 
 
@@ -111,7 +111,7 @@ def test_result_file_holds_the_means_of_the_table_beside_it(result):
     made, table = json.loads(result.read_text()), pd.read_csv(result.with_suffix(".csv.gz"))
     assert len(table) == 4 * 6 and len(made["results"]) == 4 * 12
     for row in made["results"]:
-        part = table[(table["mask"] == row["mask"]) & (table.judged_on == row["judged_on"])]
+        part = table[(table["mask"] == row["mask"]) & (table.scored_on == row["scored_on"])]
         assert row["n"] == len(part) == 6 and row["low"] <= row["mean"] <= row["high"]
         assert row["mean"] == pytest.approx(part[row["metric"]].mean(), rel=1e-5, abs=1e-6)
     assert made["accuracy"]["mean"] == pytest.approx(100 * part.correct.mean())
@@ -160,13 +160,13 @@ def test_what_cannot_be_written_is_known_before_anything_is_computed(explainer, 
 
 def test_table_has_a_row_for_each_way(result):
     shown = show_results(json.loads(result.read_text()))
-    assert list(shown.index) == list(WAYS)
+    assert list(shown.index) == list(VARIANTS)
     assert list(shown) == ["AI ↑", "AD ↓", "AG ↑", "FF ↑", "Fid-In ↑", "SPS ↑", "COMP ↓", "kept"]
     assert shown.map(lambda text: bool(re.fullmatch(r"\S+ \[\S+, \S+\]", text))).all().all()
 
 
 def fake(fold, ai, heard_ai, **more):
-    rows = [dict(mask="soft", judged_on=j, metric="AI", mean=v, low=v, high=v, n=80) for j, v in (("spectrogram", ai), ("heard", heard_ai))]
+    rows = [dict(mask="soft", scored_on=j, metric="AI", mean=v, low=v, high=v, n=80) for j, v in (("spectrogram", ai), ("audio", heard_ai))]
     return dict(results=rows, accuracy=dict(mean=91.25), timing={}, provenance=dict(dataset=dict(folds=[fold]))) | more
 
 
@@ -176,7 +176,7 @@ def test_figures_are_held_against_the_bars():
     met = met.set_index(["condition", "metric"]).met
     assert met["classifier", "accuracy, fold 5"] == "yes" and met["classifier", "accuracy, fold 4"] == "NO"
     assert met["soft masks", "AI"] == "NO" and met["soft masks", "AD"] == "not measured"
-    assert met["soft masks, heard against spectrogram", "AI"] == "NO"   # 3.1 points better is not within 3
+    assert met["soft masks, audio vs. spectrogram", "AI"] == "NO"   # 3.1 points better is not within 3
     assert met["time of decoder / classifier", "bundled"] == "yes"
     assert met["time of decoder / classifier", "CNN14 at full width"] == "NO"
     assert met["lmac-explain", "MB beyond importing torch"] == "yes" and met["training on 2 cores", "minutes"] == "NO"

@@ -10,22 +10,24 @@ pytest.importorskip("speechbrain")
 from lmac.evidence import experiments
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.decoder import MaskDecoder
-from lmac.explain import WEIGHTS
-from lmac.evidence.experiments import (ABLATIONS, EXPERIMENTS, RATES, SYNTHETIC, RecordedTask, ablation_configs, begin, changed,
-                              check_reference, explainer_task, explanation_memory_mb, fit, interval_rows, log_spectral_distance,
-                              mixtures, paired_row, paired_rows, pareto, part_folder, quality, reference_config, scored,
-                              synthetic_clips, time_in_turns, tradeoff_points, training_step)
+from lmac.pretrained import WEIGHTS
+from lmac.evidence.experiments import (ABLATIONS, RATES, SYNTHETIC, RecordedTask, ablation_configs, check_reference, explainer_task,
+                              log_spectral_distance, mixture_quality, mixtures, override_config, paired_difference, paired_differences, pareto)
 from lmac.metrics import METRICS
 from lmac.evidence.reference import REFERENCE_TAPS, ReferenceDecoder, ReferenceExplainer, with_taps_at
 from lmac.spectrogram import STFT, LogMel
+from lmac.training import Learner
 
 bundled = pytest.mark.skipif(not (WEIGHTS/"esc10/config.json").is_file(), reason="needs the bundled explainer")
 PLAN = dict(data=dict(train=[1, 2, 3], valid=[4]), training=dict(epochs=2, batch_size=4, lr=1e-3, seed=0), mixed_precision="no",
             loss={}, domain="log1p", augmentation={})
 
 
+EXPERIMENTS = {name: getattr(experiments, f"run_{name}") for name in ("reference", "tradeoff", "ablation", "sources")}
+
+
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory): return synthetic_clips(tmp_path_factory.mktemp("clips"), SYNTHETIC)
+def clips(): return experiments._open_clips(True, 16000, 5.)
 
 
 @pytest.fixture(scope="module")
@@ -69,33 +71,30 @@ def test_log_spectral_distance_of_a_gain_and_of_silence():
 
 
 class Deaf:
-    "Keeps everything; decides by a list"
-    domain = "log1p"
-    def __init__(self, decided): self.decided, self.stft = decided, STFT()
-    def magnitude_phase(self, waveform): return self.stft(waveform)
-    def attribute(self, magnitude): return torch.ones_like(magnitude)
-    def classifier(self, magnitude): return torch.nn.functional.one_hot(self.decided, 5).float()
+    "Keeps everything; predicts by a list"
+    def __init__(self, predicted): self.predicted, self.stft = predicted, STFT()
+    def masked_parts(self, waveform): return dict(target=self.predicted, audio_in=self.stft.inverse(*self.stft(waveform), waveform.shape[-1]))
 
 
-def test_quality_is_against_the_class_decided(clips):
+def test_quality_is_against_the_predicted_class(clips):
     pairs = mixtures(clips.fold(5), 5., 5.)
-    decided = torch.stack([pairs["target"][0], pairs["other_target"][1], torch.tensor(4), pairs["target"][3]])
-    found = quality(Deaf(decided), pairs)
+    predicted = torch.stack([pairs["target"][0], pairs["other_target"][1], torch.tensor(4), pairs["target"][3]])
+    found = mixture_quality(Deaf(predicted), pairs)
     assert found["SI-SDRi"].isna().tolist() == [False, False, True, False]
     assert found["SI-SDRi"].dropna().abs().max() < .01
     assert (found["SI-SDR"] > 0).tolist() == [True, False, False, True]
 
 
 def test_paired_differences_know_the_direction():
-    worse = {row["metric"]: row["mean"] for row in paired_rows(tables(), tables(shift=2.))}
+    worse = {row["metric"]: row["mean"] for row in paired_differences(tables(), tables(shift=2.))}
     assert worse == {name: pytest.approx(2. if m.direction == "lower" else -2.) for name, m in METRICS.items()}
-    assert paired_row(tables().AI, tables().AI) == dict(mean=0, low=0, high=0, p=1, n=6)
-    with pytest.raises(ValueError, match="same clips. Found: 6 and 5 rows, 5 in both"): paired_rows(tables(), tables(5))
+    assert paired_difference(tables().AI, tables().AI) == dict(mean=0, low=0, high=0, p=1, n=6)
+    with pytest.raises(ValueError, match="same clips. Found: 6 and 5 rows, 5 in both"): paired_differences(tables(), tables(5))
 
 
 def test_intervals_leave_out_what_is_missing():
     table = tables().assign(AG=[1., None, 3., None, None, None], AI=float("nan"))
-    rows = {row["metric"]: row for row in interval_rows(table, ["condition", "mask"])}
+    rows = {row["metric"]: row for row in experiments._interval_rows(table, ["condition", "mask"])}
     assert rows["AG"]["n"] == 2 and rows["AG"]["mean"] == 2 and rows["AD"]["n"] == 6 and "AI" not in rows
     assert rows["AD"]["low"] < rows["AD"]["mean"] < rows["AD"]["high"]
 
@@ -118,19 +117,17 @@ def test_bars():
 
 def test_timing_in_turns():
     calls = []
-    assert set(time_in_turns(dict(a=lambda: calls.append("a"), b=lambda: calls.append("b")), 3)) == {"a", "b"}
+    assert set(experiments._time_in_turns(dict(a=lambda: calls.append("a"), b=lambda: calls.append("b")), 3)) == {"a", "b"}
     assert calls == ["a", "b"] * 4
 
 
 # How it is trained
 
-def test_changed_settings(tmp_path):
+def test_changed_settings():
     config = dict(a=dict(b=1, c=2), d=3)
-    assert changed(config, a__b=5, d=None) == dict(a=dict(b=5, c=2)) and config == dict(a=dict(b=1, c=2), d=3)
-    with pytest.raises(ValueError, match="no part 'x'. Found: a, d"): changed(config, x__b=1)
-    with pytest.raises(ValueError, match="no part 'd'"): changed(config, d__b=1)
-    assert part_folder(tmp_path, "weight 1, CCT 0.4", config) == part_folder(tmp_path, "weight 1, CCT 0.4", dict(d=3, a=dict(c=2, b=1)))
-    assert part_folder(tmp_path, "x", config) != part_folder(tmp_path, "x", changed(config, d=4))
+    assert override_config(config, a__b=5, d=None) == dict(a=dict(b=5, c=2)) and config == dict(a=dict(b=1, c=2), d=3)
+    with pytest.raises(ValueError, match="no part 'x'. Found: a, d"): override_config(config, x__b=1)
+    with pytest.raises(ValueError, match="no part 'd'"): override_config(config, d__b=1)
 
 
 def test_every_ablation_changes_one_thing():
@@ -138,14 +135,14 @@ def test_every_ablation_changes_one_thing():
     assert list(configs) == list(ABLATIONS)
     for name, config in configs.items():
         same = [key for key in config if config[key] == configs["complete"].get(key)]
-        parts = {"complete": 0, "not told the class": 2}.get(name, 1)  # who is not told it cannot be asked for others either
+        parts = {"complete": 0, "class-agnostic": 2}.get(name, 1)  # which cannot be asked for other classes either
         assert len(set(config) - set(same)) == parts, name
     assert ablation_configs(False, 5)["another seed"]["training"]["seed"] == 6
-    assert ablation_configs(False, 5)["no doubt term"]["training"]["seed"] == 5
+    assert ablation_configs(False, 5)["no complement term"]["training"]["seed"] == 5
 
 
 def test_every_point_of_the_grid_is_another():
-    points = tradeoff_points(False, 0)
+    points = experiments._tradeoff_points(False, 0)
     guided = [p["guidance"] for p in points.values() if p and "guidance" in p]
     assert len({json.dumps(g) for g in guided}) == len(guided) == len(points) - 2
     assert points["not fine-tuned"] is None and "guidance" not in points["no guidance"]
@@ -155,16 +152,17 @@ def test_both_decoders_see_the_same_batches(classifier, clips, tmp_path):
     stft, batches = STFT(hop_length=240), {}
 
     class Watched(RecordedTask):
-        def draw(self, waveform):
-            if self.training: seen.append(waveform.clone())
-            return super().draw(waveform)
+        def augment(self, waveform):
+            found = super().augment(waveform)
+            if self.training: seen.append(found[1].clone())
+            return found
 
     for name, seed in (("ours", 0), ("reference", 0), ("other seed", 1)):
         torch.manual_seed(99 + len(batches))  # whatever happened before
         tapped = with_taps_at(classifier, REFERENCE_TAPS) if name == "reference" else classifier
         decoder = (ReferenceDecoder if name == "reference" else MaskDecoder).for_classifier(tapped, stft)
-        config, seen = changed(PLAN, training__seed=seed), []
-        history = fit(explainer_task(tapped, decoder, stft, config, Watched), clips, config, tmp_path/name, progress=False)
+        config, seen = override_config(PLAN, training__seed=seed), []
+        history = experiments._fit(explainer_task(tapped, decoder, stft, config, Watched), clips, config, tmp_path/name)
         batches[name] = torch.stack(seen), [row["train_checksum"] for row in history]
     assert batches["ours"][0].shape == (6, 4, 16000)  # 2 epochs of 3 steps
     assert torch.equal(batches["ours"][0], batches["reference"][0]) and batches["ours"][1] == batches["reference"][1]
@@ -174,30 +172,31 @@ def test_both_decoders_see_the_same_batches(classifier, clips, tmp_path):
 def test_timed_steps_leave_the_task_alone(classifier, clips):
     task = explainer_task(classifier, MaskDecoder.for_classifier(classifier, STFT()), STFT(), PLAN, RecordedTask)
     before = {k: v.clone() for k, v in task.state_dict().items()}
-    training_step(task, clips.waveforms[:2])()
+    experiments._training_step(task, clips.waveforms[:2])()
     assert all(torch.equal(v, before[k]) for k, v in task.state_dict().items())
 
 
 def test_scores_are_made_once(tmp_path):
-    first = scored(tmp_path, lambda: pd.DataFrame(dict(a=[1 / 3, None], b=["x", "y"])))
-    assert scored(tmp_path, lambda: 1 / 0).equals(first)
+    configs, trained = dict(a=dict(x=1), b=dict(x=2)), []
+    def score(config, folder): trained.append(folder.name); return pd.DataFrame(dict(a=[1 / 3, None], b=["x", "y"]))
+    first, second, other = (experiments._score_each(experiments.Record(tmp_path/"r.json", tmp_path), configs, score, seed=seed) for seed in (0, 0, 1))
+    assert len(set(trained)) == len(trained) == 4 and all(second[name].equals(table) for name, table in first.items())
 
 
 def test_result_file_must_be_json(tmp_path):
-    with pytest.raises(ValueError, match="must end in .json. Found: x.csv"): begin(tmp_path/"x.csv", tmp_path)
-    with pytest.raises(ValueError, match="must end in .json"): EXPERIMENTS["ablation"](tmp_path/"x.csv", runs=tmp_path)
+    with pytest.raises(ValueError, match="must end in .json. Found: x.csv"): EXPERIMENTS["ablation"](tmp_path/"x.csv", runs=tmp_path)
 
 
 # The experiments
 
 def counted(monkeypatch, stop_after=None):
     "Count epochs that are trained; interrupt after some"
-    epochs, one_epoch = [], experiments.Learner.one_epoch
+    epochs, one_epoch = [], Learner.one_epoch
     def count(learner):
         if len(epochs) == stop_after: raise KeyboardInterrupt
         epochs.append(learner.folder.name)
         return one_epoch(learner)
-    monkeypatch.setattr(experiments.Learner, "one_epoch", count)
+    monkeypatch.setattr(Learner, "one_epoch", count)
     return epochs
 
 
@@ -205,7 +204,7 @@ def counted(monkeypatch, stop_after=None):
 @bundled
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "sources"])
 def test_quick_run_writes_valid_files_and_resumes(name, tmp_path, monkeypatch):
-    out, where = tmp_path/"results"/f"{name}.json", dict(quick=True, runs=tmp_path/"runs", progress=False)
+    out, where = tmp_path/"results"/f"{name}.json", dict(quick=True, runs=tmp_path/"runs")
     with monkeypatch.context() as m:
         before = counted(m, stop_after=1)
         with pytest.raises(KeyboardInterrupt): EXPERIMENTS[name](out, **where)
@@ -227,23 +226,23 @@ def test_quick_run_writes_valid_files_and_resumes(name, tmp_path, monkeypatch):
         assert part[row["metric"]].mean() == pytest.approx(row["mean"], rel=1e-4, abs=1e-5)
     assert gzip.decompress(out.with_suffix(".csv.gz").read_bytes()).count(b"\n") == len(per_clip) + 1
 
-    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("scores.csv")}
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("scores.json.gz")}
     with monkeypatch.context() as m:
         third = counted(m)
         again = EXPERIMENTS[name](out, **where)
     assert not third and again["rows"] == result["rows"]
-    assert files == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("scores.csv")}
+    assert files == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("scores.json.gz")}
 
 
 @pytest.mark.slow
 @bundled
 def test_quick_mixtures(tmp_path, monkeypatch):
     "Killed after the training, it goes on without training; what it says is what the table of all questions says"
-    out, where = tmp_path/"results"/"sources.json", dict(quick=True, runs=tmp_path/"runs", progress=False)
+    out, where = tmp_path/"results"/"sources.json", dict(quick=True, runs=tmp_path/"runs")
     with monkeypatch.context() as m:
         trained = counted(m)
         def stop(*args): raise KeyboardInterrupt
-        m.setattr(experiments, "ask_each", stop)
+        m.setattr(experiments, "score_sources", stop)
         with pytest.raises(KeyboardInterrupt): EXPERIMENTS["sources"](out, **where)
     assert len(trained) == 1 and not out.exists()
     with monkeypatch.context() as m:
@@ -270,7 +269,7 @@ def test_quick_mixtures(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_quick_comparison_with_the_reference(tmp_path):
-    result = EXPERIMENTS["reference"](tmp_path/"reference.json", quick=True, runs=tmp_path/"runs", progress=False)
+    result = EXPERIMENTS["reference"](tmp_path/"reference.json", quick=True, runs=tmp_path/"runs")
     ours, theirs = (result["training"][k] for k in ("ours", "reference"))
     assert result["same_batches"] and ours["checksums"] == theirs["checksums"] and ours["steps"] == theirs["steps"] == 3
     assert {(r["method"], r["lr"]) for r in result["search"]} == {(m, lr) for m in ("ours", "reference") for lr in RATES}
@@ -288,10 +287,9 @@ def test_quick_comparison_with_the_reference(tmp_path):
 
 def test_the_reference_keeps_its_published_rate():
     assert 2e-4 in RATES
-    plan = reference_config(False, 0)
-    assert plan["explainer"]["training"]["lr"] in RATES
+    assert experiments._reference_configs(False, 0)[1]["training"]["lr"] in RATES
 
 
 @pytest.mark.slow
 def test_memory_of_an_explanation():
-    assert explanation_memory_mb() > 50
+    assert experiments._explanation_memory_mb() > 50

@@ -18,7 +18,9 @@ import lmac.explain
 from lmac.audio import load_audio, make_scene, resample, save_audio
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.decoder import MaskDecoder
-from lmac.explain import LMAC, load_classifier, save_classifier
+from lmac.explain import LMAC
+from lmac.pretrained import sha256_of
+from lmac.pretrained import load_classifier, save_classifier
 from lmac.player import player_script, static
 from lmac.spectrogram import STFT, LogMel
 
@@ -143,9 +145,9 @@ def test_another_class_than_the_one_decided(explainer, scene, explanation):
     decided, other = explanation.label, LABELS[(explanation.class_index + 1) % 3]
     for target in (other, LABELS.index(other)):
         found = explainer.explain(scene.waveform, 16000, target=target)
-        assert (found.label, found.decided, explanation.decided) == (other, decided, decided)
+        assert (found.label, found.predicted_label, explanation.predicted_label) == (other, decided, decided)
         assert found.probability == found.probabilities[LABELS.index(other)].item() == found.summary()['probability']
-        assert found.summary()['decided'] == decided and found.summary()['label'] == other
+        assert found.summary()['predicted_label'] == decided and found.summary()['label'] == other
         assert f"says {decided!r}" in repr(found) and f"explains {other!r}, which has {found.probability:.2f}" in repr(found)
         assert ('Not much' in repr(found)) == (found.probability_heard <= .5)
     for target in (decided, explanation.class_index):
@@ -445,7 +447,7 @@ def test_weights_that_hold_no_weights(saved):
     for file, part in (('decoder.safetensors', 'decoder'), ('classifier.safetensors', 'classifier')):
         before = (saved/'config.json').read_bytes(), (saved/file).read_bytes()
         (saved/file).write_bytes(b'no safetensors')
-        edit_config(saved, **{f'{part}__sha256': lmac.explain._sha256(b'no safetensors')})
+        edit_config(saved, **{f'{part}__sha256': sha256_of(b'no safetensors')})
         with pytest.raises(ValueError, match=file): LMAC.from_pretrained(saved)
         (saved/'config.json').write_bytes(before[0]); (saved/file).write_bytes(before[1])
 
@@ -461,7 +463,7 @@ def test_decoder_of_another_explainer_on_disk(tmp_path, saved):
     for folder in (other, wide):
         shutil.copy(folder/'decoder.safetensors', saved)
         with pytest.raises(ValueError, match='decoder.safetensors is damaged, or belongs to another explainer'): LMAC.from_pretrained(saved)
-    edit_config(saved, decoder__sha256=lmac.explain._sha256((wide/'decoder.safetensors').read_bytes()))
+    edit_config(saved, decoder__sha256=sha256_of((wide/'decoder.safetensors').read_bytes()))
     with pytest.raises(ValueError, match='made for another classifier'): LMAC.from_pretrained(saved)
     for name, data in mine.items(): (saved/name).write_bytes(data)
     shutil.copy(other/'classifier.safetensors', saved)
@@ -559,5 +561,5 @@ def test_a_decoder_that_is_not_told_the_class(tmp_path, explainer):
     decided = plain.classifier(magnitude).argmax().item()
     assert plain.decoder.config['n_classes'] is None and not plain.is_class_conditional and explainer.is_class_conditional
     assert torch.equal(plain.attribute(magnitude), plain.attribute(magnitude, target=decided))
-    with pytest.raises(ValueError, match='is not told the class'): plain.attribute(magnitude, target=(decided + 1) % 3)
-    with pytest.raises(ValueError, match='is not told the class'): plain.explain(torch.zeros(1, 16000), 16000, target=(plain.classify(torch.zeros(1, 16000), 16000).argmax().item() + 1) % 3)
+    with pytest.raises(ValueError, match='is class-agnostic'): plain.attribute(magnitude, target=(decided + 1) % 3)
+    with pytest.raises(ValueError, match='is class-agnostic'): plain.explain(torch.zeros(1, 16000), 16000, target=(plain.classify(torch.zeros(1, 16000), 16000).argmax().item() + 1) % 3)

@@ -1,4 +1,4 @@
-"""Notebook 12 in a browser: each control is operated by hand, and its effect on samples and scores is read back from the kernel.
+"""The widgets' notebook in a browser: each control is operated by hand, and its effect on samples and scores is read back from the kernel.
 
 In JupyterLab; with `--vscode FOLDER`, which `tests/vscode/setup.sh FOLDER` fills, in VS Code."""
 import ast
@@ -17,11 +17,10 @@ from test_browser import CHROMIUM, FLAGS, RATE
 
 from lmac.audio import make_scene, save_audio
 
-pytestmark = pytest.mark.slow
 
 NOTEBOOK = Path(__file__).resolve().parent.parent/"nbs"/"listen/widgets.ipynb"
 LIVE = """waiting = Monitor(lmac, scene.waveform, 16000, scene.sources)
-task = ExplainerTask(lmac.classifier, MaskDecoder.for_classifier(lmac.classifier, lmac.stft, channels=8), lmac.stft, domain=lmac.domain, targets='likely', metrics=probabilities_metrics)
+task = ExplainerTask(lmac.classifier, MaskDecoder.for_classifier(lmac.classifier, lmac.stft, channels=8), lmac.stft, domain=lmac.domain, targets='sampled', metrics=probabilities_metrics)
 learner = Learner(task, loader(Clips(), 8), loader(Clips(), 8), epochs=3, lr=2e-3, callbacks=[waiting])
 waiting"""   # shown first, trained when a test says so
 TONE_HZ = 440.
@@ -29,7 +28,7 @@ TONE_HZ = 440.
 
 @pytest.fixture(scope="module")
 def app(request, tmp_path_factory):
-    "What shows notebook 12, and a training to be watched"
+    "What shows the notebook, and a training to be watched"
     notebook, folder, vscode = nbformat.read(NOTEBOOK, 4), tmp_path_factory.mktemp("lab"), request.config.getoption("vscode")
     notebook.cells.append(nbformat.v4.new_code_cell(LIVE))
     app = VSCode(notebook, folder, vscode) if vscode else JupyterLab(notebook, folder)
@@ -352,9 +351,9 @@ def tab(explorer, name): explorer.get_by_role("tab", name=name, exact=True).clic
 
 def explain(explorer, ask, expected, methods=("lmac",)):
     "Press the button; the players and the table are those of the explanations of this name"
-    before = ask("id(getattr(explorer, 'question', None))")
+    before = ask("id(getattr(explorer, 'session', None))")
     click(explorer, "Explain")
-    wait(lambda: ask("id(explorer.question)"), lambda i: i != before)
+    wait(lambda: ask("id(explorer.session)"), lambda i: i != before)
     said = wait(lambda: explorer.locator("p[role=status]").all_inner_texts(), lambda s: s and s[0].startswith(expected))
     assert ask("list(explorer.explanations)") == list(methods)
     explorer.locator(".lmac-player.lmac-ready").nth(len(methods) - 1).wait_for()
@@ -370,7 +369,7 @@ def test_clips_classes_and_methods_are_chosen(explorer, ask):
     explorer.get_by_label("clip", exact=True).select_option("siren")
     explorer.get_by_label("methods").select_option(["lmac", "saliency"])
     seconds = explain(explorer, ask, "siren and rain", ["lmac", "saliency"])
-    assert ask("[explorer.question.name, explorer.explanations['lmac'].label == explorer.explanations['lmac'].decided]") == ["siren and rain", True] and seconds < 5
+    assert ask("[explorer.session.name, explorer.explanations['lmac'].label == explorer.explanations['lmac'].predicted_label]") == ["siren and rain", True] and seconds < 5
     assert not ask("torch.equal(explorer.explanations['lmac'].audio, explorer.explanations['saliency'].audio)")
     explorer.get_by_label("class", exact=True).select_option("rain")
     explorer.get_by_label("methods").select_option(["saliency"])
@@ -388,7 +387,7 @@ def test_the_bars_are_the_likeliest_classes(explorer, ask):
 
 def test_a_file_and_an_upload(explorer, ask, tmp_path):
     for name in ("dog", "rooster"): save_audio(tmp_path/f"{name}.wav", make_scene({name: 0}, 2., seed=3).waveform, RATE)
-    explorer.get_by_label("class", exact=True).select_option("the one decided")
+    explorer.get_by_label("class", exact=True).select_option("predicted class")
     wait(lambda: ask("explorer.target.value"), lambda v: v == -1)
     explorer.get_by_label("methods").select_option(["lmac"])
     tab(explorer, "File")
@@ -397,7 +396,7 @@ def test_a_file_and_an_upload(explorer, ask, tmp_path):
     explorer.get_by_role("alert").get_by_text("nothing.wav").wait_for()
     explorer.get_by_label("file", exact=True).fill(str(tmp_path/"dog.wav"))
     explain(explorer, ask, "dog.wav")
-    assert ask("[explorer.explanations['lmac'].duration_s, explorer.explanations['lmac'].label == explorer.explanations['lmac'].decided]") == [2, True]
+    assert ask("[explorer.explanations['lmac'].duration_s, explorer.explanations['lmac'].label == explorer.explanations['lmac'].predicted_label]") == [2, True]
     assert explorer.get_by_label("class", exact=True).evaluate("e => e.selectedIndex") == 0   # it still says so
     tab(explorer, "Upload")
     with explorer.page.expect_file_chooser() as info: explorer.get_by_role("button", name=re.compile("Upload")).click()

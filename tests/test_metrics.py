@@ -160,9 +160,9 @@ VALID = torch.tensor([0.2, 0.7])
     (torch.tensor([0.2, float('nan')]), '1 NaN or infinite'),
     (torch.tensor([0.2, float('inf')]), '1 NaN or infinite'),
     (torch.tensor([0.2]), r'\(2,\)|\(1,\)'),
-    (torch.rand(2, 10), 'take one class per clip'),
-    (torch.zeros(0), 'is empty'),
-    (torch.tensor(0.5), r'must have shape \(clip,\); found \(\)'),
+    (torch.rand(2, 10), 'Take one class per clip'),
+    (torch.zeros(0), 'must not be empty'),
+    (torch.tensor(0.5), r'must have shape \(clip,\)\. Found: \(\)'),
 ])
 def test_what_is_no_probability_is_refused(metric, bad, message):
     for arguments in ((bad, VALID), (VALID, bad)):
@@ -180,13 +180,13 @@ def test_rounding_beyond_one_is_forgiven():
 
 
 @pytest.mark.parametrize('scores, target, error, message', [
-    (torch.rand(4, 3), [0, 1, 2], ValueError, r'shape \(4,\); found \(3,\)'),
+    (torch.rand(4, 3), [0, 1, 2], ValueError, r'shape \(4,\). Found: \(3,\)'),
     (torch.rand(4, 3), [0, 1, 2, 3], ValueError, r'0\.\.2'),
     (torch.rand(4, 3), [0, 1, 2, -1], ValueError, r'0\.\.2'),
     (torch.rand(4, 3), [0., 1, 2, 0], TypeError, 'integer class indices'),
     (torch.rand(4, 3), [True, False, True, True], TypeError, 'integer class indices'),
     (torch.rand(3), [0, 1, 2], ValueError, r'\(clip, class\)'),
-    (torch.zeros(0, 3), [], ValueError, 'is empty'),
+    (torch.zeros(0, 3), [], ValueError, 'must not be empty'),
     (torch.full((1, 3), float('nan')), [0], ValueError, 'NaN'),
 ])
 def test_input_fidelity_refuses_what_does_not_fit(scores, target, error, message):
@@ -196,8 +196,8 @@ def test_input_fidelity_refuses_what_does_not_fit(scores, target, error, message
 @pytest.mark.parametrize('metric', [sparseness, complexity])
 @pytest.mark.parametrize('bad, error, message', [
     (torch.rand(5), ValueError, r'attribution\[None\]'),
-    (torch.zeros(0, 4, 4), ValueError, 'is empty'),
-    (torch.zeros(2, 0, 4), ValueError, 'is empty'),
+    (torch.zeros(0, 4, 4), ValueError, 'must not be empty'),
+    (torch.zeros(2, 0, 4), ValueError, 'must not be empty'),
     (torch.full((1, 2, 2), float('nan')), ValueError, '4 NaN or infinite'),
     (torch.full((1, 2, 2), float('inf')), ValueError, '4 NaN or infinite'),
     (torch.zeros(1, 2, 2, dtype=torch.cfloat), TypeError, 'magnitude'),
@@ -285,7 +285,7 @@ def test_constant_and_nearly_constant_values_need_no_warning():
 
 
 @pytest.mark.parametrize('values, options, message', [
-    ([], {}, 'is empty'), ([0.1, float('nan')], {}, 'NaN'),
+    ([], {}, 'must not be empty'), ([0.1, float('nan')], {}, 'NaN'),
     (torch.rand(3, 2), {}, r'\(clip,\)'), (torch.tensor(1.), {}, r'\(clip,\)'),
     ([0.1, 0.2], {'confidence': 95}, 'e.g. 0.95'), ([0.1, 0.2], {'confidence': 0}, 'e.g. 0.95'),
 ])
@@ -300,7 +300,7 @@ def test_summary_is_plain_numbers():
     assert summary['FF']['low'] < summary['FF']['mean'] < summary['FF']['high'] and summary['FF']['n'] == 30
     assert summary['AI'] == dict(mean=100., low=100., high=100., n=30)
     assert summarize({'FF': values}) == {'FF': summary['FF']}
-    with pytest.raises(ValueError, match='AD has 1 NaN'): summarize({'AD': torch.tensor([float('nan'), 1.])})
+    with pytest.raises(ValueError, match='AD must be finite. Found: 1 NaN'): summarize({'AD': torch.tensor([float('nan'), 1.])})
 
 
 # the table, and speed

@@ -10,7 +10,7 @@ from lmac.audio import make_scene
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
-from lmac.evidence.reference import (REFERENCE_TAPS, ReferenceDecoder, ReferenceExplainer, reference_network, to_length,
+from lmac.evidence.reference import (REFERENCE_TAPS, ReferenceDecoder, ReferenceExplainer, reference_network,
                             with_taps_at)
 from lmac.spectrogram import STFT, LogMel
 from lmac.training import ExplainerTask
@@ -55,12 +55,6 @@ def test_unchanged_where_the_network_fits(explainer, n_frames):
     n = min(n_frames, bare.shape[-1])
     torch.testing.assert_close(found[..., :n], bare[..., :n], rtol=0, atol=1e-5)
     assert (found[..., n:] == found[..., n - 1:n]).all()
-
-
-def test_to_length():
-    x = torch.arange(6.).view(1, 1, 2, 3)
-    assert to_length(x, 2)[0, 0].tolist() == [[0, 1], [3, 4]]
-    assert to_length(x, 5)[0, 0].tolist() == [[0, 1, 2, 2, 2], [3, 4, 5, 5, 5]]
 
 
 def test_parameters_of_the_published_decoder():

@@ -14,9 +14,8 @@ from lmac.audio import make_scene
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
-from lmac.evidence.sanity import (Maps, as_stages, cascade, compare, compare_pairs, copy_neighbours, draw_maps, iou, judge_across, magnitude_of, mean_fill,
-                         noise_stability, part, permuted, propose_stages, randomized, rank_correlation, remove_and_retrain, remove_bins,
-                         reset_layers, ssim, summarize_tidy, tidy, train_small, unit_ranks)
+from lmac.evidence.sanity import (Maps, attribution_maps, cascade, group_intervals, iou, pairwise_similarity, propose_stages, randomize_layers,
+                                  rank_correlation, remove_and_retrain, remove_bins, ssim)
 from lmac.spectrogram import STFT, LogMel
 
 pytest.importorskip('skimage', reason="SSIM is scikit-image's")
@@ -38,7 +37,7 @@ def explainer():
 def waveform(): return torch.cat([make_scene({name: 0, 'rain': -12}, .6, seed=i).waveform for i, name in enumerate(('dog', 'siren', 'clock_tick'))])
 
 @pytest.fixture(scope='module')
-def magnitude(explainer, waveform): return magnitude_of(explainer, waveform)
+def magnitude(explainer, waveform): return sanity._magnitudes(explainer, waveform)
 
 class Energy:
     "Never looks at the classifier"
@@ -75,7 +74,7 @@ def test_rank_correlation_is_scipys_with_ties():
     a, b = torch.randint(4, (2, 3, 8, 9)).float()
     expected = [spearmanr(x, y)[0] for x, y in zip(a.flatten(1), b.flatten(1))]
     assert np.allclose(rank_correlation(a, b), expected, atol=1e-6)
-    assert np.allclose((unit_ranks(a) @ unit_ranks(b).T).diagonal(), expected, atol=1e-6)
+    assert np.allclose((sanity._unit_ranks(a) @ sanity._unit_ranks(b).T).diagonal(), expected, atol=1e-6)
 
 def test_ssim_is_scikit_images():
     from skimage.metrics import structural_similarity
@@ -89,12 +88,12 @@ def test_measures_refuse_other_shapes(measure):
     with pytest.raises(ValueError, match=r'one shape .* Found: \(2, 9, 9\) and \(2, 9, 8\)'): measure(torch.rand(2, 9, 9), torch.rand(2, 9, 8))
 
 def test_measures_refuse_nan():
-    with pytest.raises(ValueError, match='2 values of 18'): unit_ranks(torch.tensor([[1., np.nan, 2.]] * 2).repeat(1, 3)[:, :9].clone().index_fill(1, torch.tensor([4, 7]), 0.))
+    with pytest.raises(ValueError, match='2 values of 18'): sanity._unit_ranks(torch.tensor([[1., np.nan, 2.]] * 2).repeat(1, 3)[:, :9].clone().index_fill(1, torch.tensor([4, 7]), 0.))
 
 def test_compare_ranks_scores_and_shows_masks():
     torch.manual_seed(0)
     mask, scores = torch.rand(2, 2, 9, 9)
-    found = compare(Maps(mask, scores), Maps(mask, -scores))
+    found = sanity._map_similarity(Maps(mask, scores), Maps(mask, -scores))
     assert np.allclose(found['rank_correlation'], -1) and np.allclose(found['abs_rank_correlation'], 1)
     assert np.allclose(found['ssim'], 1) and found['iou'] == [1, 1]
     assert Maps(mask).of_others().mask[0].equal(mask[1])
@@ -102,7 +101,7 @@ def test_compare_ranks_scores_and_shows_masks():
 def test_compare_pairs_has_the_floor():
     torch.manual_seed(0)
     a, b = Maps(torch.rand(3, 9, 9)), Maps(torch.rand(3, 9, 9))
-    table = compare_pairs(dict(a=a, again=a, b=b))
+    table = pairwise_similarity(dict(a=a, again=a, b=b))
     assert len(table) == 3 * 2 * 3
     same = table[(table.a == 'a') & (table.b == 'again')].groupby('compared').rank_correlation.mean()
     assert same['same clip'] == pytest.approx(1) and abs(same['another clip']) < .5
@@ -114,7 +113,6 @@ def test_stages_of_cnn14_whatever_the_taps(explainer):
     assert list(stages) == ['fc', 'fc1', *(f'conv_block{k}' for k in range(6, 0, -1))]
     names = [name for layers in stages.values() for name in layers]
     assert sorted(names) == sorted(n for n, m in explainer.classifier.model.named_modules() if list(m.parameters(recurse=False)))
-    assert as_stages(explainer, ['fc', 'conv_block6']) == dict(fc=['fc'], conv_block6=['conv_block6'])
     assert list(propose_stages(explainer, ['conv_block3'])) == ['fc', 'fc1', *[n for k in (6, 5, 4) for n in
         (f'conv_block{k}.bn2', f'conv_block{k}.conv2', f'conv_block{k}.bn1', f'conv_block{k}.conv1')], 'conv_block3']
 
@@ -134,7 +132,7 @@ def test_stages_of_another_classifier():
 @pytest.mark.parametrize('names', [['fc'], ['fc', 'fc1'], ['conv_block6', 'fc'], ['conv_block1.bn1', 'bn0']])
 def test_randomises_exactly_the_layers_named(explainer, names):
     before = {k: v.clone() for k, v in explainer.classifier.model.state_dict().items()}
-    changed = randomized(explainer, names, seed=3).classifier
+    changed = randomize_layers(explainer, names, seed=3).classifier
     differ = {k for k, v in changed.model.state_dict().items() if not v.equal(before[k])}
     inside = {k for k in before if any(k.startswith(f'{name}.') for name in names)}
     assert differ <= inside
@@ -143,12 +141,12 @@ def test_randomises_exactly_the_layers_named(explainer, names):
     assert not changed.training and not any(p.requires_grad for p in changed.parameters())
 
 def test_batch_statistics_are_reset(explainer):
-    norm = randomized(explainer, ['conv_block2']).classifier.model.conv_block2.bn1
+    norm = randomize_layers(explainer, ['conv_block2']).classifier.model.conv_block2.bn1
     assert norm.running_mean.eq(0).all() and norm.running_var.eq(1).all() and norm.num_batches_tracked == 0
     assert not explainer.classifier.model.conv_block2.bn1.running_mean.eq(0).all()
 
 def test_statistics_estimated_of_named_layers_only(explainer, magnitude):
-    changed, plain = (randomized(explainer, ['conv_block5', 'fc'], 0, m).classifier.model for m in (magnitude, None))
+    changed, plain = (randomize_layers(explainer, ['conv_block5', 'fc'], 0, m).classifier.model for m in (magnitude, None))
     assert changed.conv_block5.conv1.weight.equal(plain.conv_block5.conv1.weight)
     assert not changed.conv_block5.bn1.running_mean.eq(0).all() and plain.conv_block5.bn1.running_mean.eq(0).all()
     assert not changed.training and not changed.conv_block5.bn1.training and changed.conv_block5.bn1.momentum == .1
@@ -157,7 +155,7 @@ def test_statistics_estimated_of_named_layers_only(explainer, magnitude):
 
 def test_random_weights_depend_on_seed_and_name_only(explainer):
     state = torch.random.get_rng_state()
-    def weight(names, seed): return randomized(explainer, names, seed).classifier.model.fc1.weight
+    def weight(names, seed): return randomize_layers(explainer, names, seed).classifier.model.fc1.weight
     assert weight(['fc1'], 0).equal(weight(['fc', 'conv_block6', 'fc1'], 0))
     assert not weight(['fc1'], 0).equal(weight(['fc1'], 1))
     assert torch.random.get_rng_state().equal(state)
@@ -165,16 +163,15 @@ def test_random_weights_depend_on_seed_and_name_only(explainer):
 def test_reset_says_what_it_cannot(explainer):
     class Scale(nn.Module):
         def __init__(self): super().__init__(); self.factor = nn.Parameter(torch.ones(1))
-    with pytest.raises(ValueError, match=r"'0' \(Scale\) has weights and no reset_parameters"): reset_layers(nn.Sequential(Scale()), ['0'])
-    with pytest.raises(ValueError, match="no layer 'nowhere'"): randomized(explainer, ['nowhere'])
+    with pytest.raises(ValueError, match=r"'0' \(Scale\) has weights and no reset_parameters"): sanity._reset_layers(nn.Sequential(Scale()), ['0'])
+    with pytest.raises(ValueError, match="no layer 'nowhere'"): randomize_layers(explainer, ['nowhere'])
 
 @pytest.mark.parametrize('statistics', sanity.STATISTICS)
 def test_cascade(explainer, magnitude, statistics):
     before = {k: v.clone() for k, v in explainer.classifier.state_dict().items()}
-    ticks = []
-    table = cascade(Gradient, explainer, magnitude, seeds=(0, 1), statistics=statistics, tick=lambda: ticks.append(1))
+    table = cascade(Gradient, explainer, magnitude, seeds=(0, 1), statistics=statistics)
     assert all(v.equal(before[k]) for k, v in explainer.classifier.state_dict().items())
-    assert len(table) == 2 * 10 * 3 and len(ticks) == 20
+    assert len(table) == 2 * 10 * 3
     nothing = table[table.stage == 'none']
     assert np.allclose(nothing.rank_correlation, 1) and np.allclose(nothing.ssim, 1)
     assert table[table.depth == 8].rank_correlation.mean() < .9
@@ -191,12 +188,12 @@ def test_cascade_of_lmac_follows_the_random_maps(explainer, magnitude):
 
 def test_draw_maps_in_batches(explainer, magnitude):
     target = torch.tensor([0, 1, 2])
-    whole, parts = (draw_maps(Gradient(explainer), magnitude, target, size) for size in (8, 2))
+    whole, parts = (attribution_maps(Gradient(explainer), magnitude, target, size) for size in (8, 2))
     assert torch.allclose(whole.mask, parts.mask, atol=1e-5)
-    assert torch.allclose(draw_maps(explainer, magnitude, target).mask, explainer.attribute(magnitude, target), atol=1e-5)
+    assert torch.allclose(attribution_maps(explainer, magnitude, target).mask, explainer.attribute(magnitude, target), atol=1e-5)
     decoder = MaskDecoder(**explainer.decoder.config | dict(n_classes=None))
-    plain = LMAC(explainer.classifier, decoder, explainer.stft)  # not told the class: the one decided, whatever the target
-    assert torch.allclose(draw_maps(plain, magnitude, target).mask, plain.attribute(magnitude), atol=1e-5)
+    plain = LMAC(explainer.classifier, decoder, explainer.stft)  # class-agnostic: the predicted class, whatever the target
+    assert torch.allclose(attribution_maps(plain, magnitude, target).mask, plain.attribute(magnitude), atol=1e-5)
 
 
 # remove and retrain
@@ -216,22 +213,22 @@ def test_neighbours_are_copies_of_what_is_kept():
     torch.manual_seed(0)
     magnitude = torch.rand(2, 20, 30) + .1
     kept = (torch.rand(2, 20, 30) > .5).float()
-    found = copy_neighbours(magnitude, kept)
+    found = sanity._copy_neighbours(magnitude, kept)
     for m, k, f in zip(magnitude, kept.bool(), found):
         assert torch.allclose(f[k], m[k])
         assert (f[~k][:, None] - m[k]).abs().amin(1).max() < 1e-6
         assert (f[~k][:, None] - m[~k]).abs().amin(1).min() > 0  # and nothing that was removed
-    assert found.equal(copy_neighbours(magnitude, kept)) and copy_neighbours(magnitude, 0 * kept).sum() == 0
+    assert found.equal(sanity._copy_neighbours(magnitude, kept)) and sanity._copy_neighbours(magnitude, 0 * kept).sum() == 0
 
 def test_neighbours_are_near():
     level = torch.arange(100.)[None, :, None].expand(1, 100, 50)
     kept = torch.ones(1, 100, 50)
     kept[:, 40:44] = 0
-    assert (copy_neighbours(level, kept) - level).abs().max() < 30
+    assert (sanity._copy_neighbours(level, kept) - level).abs().max() < 30
 
 def test_mean_fill_is_the_mean_in_the_masks_domain():
     magnitude = torch.rand(5, 4, 6)
-    assert torch.allclose(mean_fill(magnitude).log1p()[:, 0], magnitude.log1p().mean((0, 2)), atol=1e-5)
+    assert torch.allclose(sanity._mean_fill(magnitude).log1p()[:, 0], magnitude.log1p().mean((0, 2)), atol=1e-5)
 
 @pytest.mark.parametrize('wrong', [dict(share=-.1), dict(share=1.1), dict(share=.5, mode='burn'), dict(share=.5, fill='zero')])
 def test_removal_refuses(wrong):
@@ -248,9 +245,9 @@ def bands(n):
 def test_small_training_learns_and_repeats():
     features, target, _ = bands(16)
     state = torch.random.get_rng_state()
-    a, b = (train_small(features, target, 2, epochs=25, width=4, lr=1e-2, batch_size=8) for _ in range(2))
+    a, b = (sanity._train_small(features, target, 2, epochs=25, width=4, lr=1e-2, batch_size=8) for _ in range(2))
     assert all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
-    assert sanity.is_correct(a, features, target).float().mean() > .9
+    assert sanity._is_correct(a, features, target).float().mean() > .9
     assert torch.random.get_rng_state().equal(state)
 
 def test_roar_tells_what_matters_from_what_does_not():
@@ -265,19 +262,19 @@ def test_roar_tells_what_matters_from_what_does_not():
 
 def test_permutation_keeps_the_classes():
     target = torch.arange(60) % 3
-    assert permuted(target).bincount().tolist() == [20, 20, 20] and not permuted(target).equal(target)
-    assert permuted(target, 1).equal(permuted(target, 1)) and not permuted(target, 1).equal(permuted(target, 2))
+    assert sanity._permuted(target).bincount().tolist() == [20, 20, 20] and not sanity._permuted(target).equal(target)
+    assert sanity._permuted(target, 1).equal(sanity._permuted(target, 1)) and not sanity._permuted(target, 1).equal(sanity._permuted(target, 2))
 
 
 # stability and labels
 def test_less_noise_less_change(explainer, waveform):
-    table = noise_stability(Energy(), explainer, waveform, (0., 30., 60.)).groupby('snr_db').mean()
+    table = sanity._noise_stability(Energy(), explainer, waveform, (0., 30., 60.)).groupby('snr_db').mean()
     assert table.rank_correlation.is_monotonic_increasing and table.unchanged.loc[60.] == 1
 
 def test_faithful_to_oneself(explainer, magnitude):
-    other = randomized(explainer, ['fc', 'fc1'])
+    other = randomize_layers(explainer, ['fc', 'fc1'])
     both = dict(a=explainer, b=other)
-    table = judge_across({name: Maps(torch.rand_like(magnitude)) for name in both}, both, magnitude, share=1.)
+    table = sanity._cross_faithfulness({name: Maps(torch.rand_like(magnitude)) for name in both}, both, magnitude, share=1.)
     assert len(table) == 2 * 2 * 3 and np.allclose(table.AD, 0, atol=1e-2) and (table['Fid-In'] == 1).all()
 
 
@@ -288,32 +285,21 @@ class Pleaser:
     def attribute(self, magnitude, target=None): return torch.ones_like(magnitude) * (target == 1)[:, None, None]
 
 def test_each_class_is_asked_for(explainer, magnitude):
-    found = sanity.ask_for_each(Pleaser(), explainer, magnitude)
+    found = sanity._score_all_classes(Pleaser(), explainer, magnitude)
     p = explainer.classifier(magnitude).softmax(1)
     assert found.groupby('asked')['clip'].apply(list).tolist() == [[0, 1, 2]] * 3
     assert (found.groupby('asked').kept.mean() == [0, 1, 0]).all()
     pleased = found[found.asked == 1]
     torch.testing.assert_close(torch.tensor(pleased.p_in.to_numpy()), p[:, 1], rtol=1e-3, atol=1e-5)
     assert (pleased.likeness == 100. * (p[:, 1] > .5).numpy()).all()
-    assert found[found.presence == 'decided'].sort_values('clip').asked.tolist() == p.argmax(1).tolist()
-    assert ((found.presence == 'ruled out') == ((found.p < .01) & (found.presence != 'decided'))).all()
+    assert found[found.presence == 'predicted'].sort_values('clip').asked.tolist() == p.argmax(1).tolist()
+    assert ((found.presence == 'ruled out') == ((found.p < .01) & (found.presence != 'predicted'))).all()
 
 
-# parts and files
-def test_parts_are_computed_once_and_belong_to_settings(tmp_path):
-    calls = []
-    def make(): calls.append(1); return dict(x=[1, 2])
-    for _ in range(3): assert part(tmp_path/'parts'/'a.json', dict(n=(1, 2)), make) == dict(x=[1, 2])
-    assert len(calls) == 1
-    with pytest.raises(ValueError, match=r'a\.json belongs to a run with another n\.'): part(tmp_path/'parts'/'a.json', dict(n=(1, 3)), make)
-
-def test_a_part_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError): part(tmp_path/'a.json', {}, lambda: 1 / 0)
-    assert not (tmp_path/'a.json').exists()
-
+# files
 def test_clips_count_once():
-    table = tidy(pd.DataFrame(dict(method='m', seed=[0, 1, 0, 1], clip=[0, 0, 1, 1], ssim=[0., 1, 1, 1])), ['ssim', 'iou'])
-    row, = summarize_tidy(table, ['method'])
+    table = sanity._tidy(pd.DataFrame(dict(method='m', seed=[0, 1, 0, 1], clip=[0, 0, 1, 1], ssim=[0., 1, 1, 1])), ['ssim', 'iou'])
+    row, = group_intervals(table, ['method', 'measure'])
     assert row['n'] == 2 and row['mean'] == .75 and row['low'] <= .75 <= row['high']
 
 
@@ -326,20 +312,25 @@ RUNS = dict(cascade=sanity.run_cascade, roar=sanity.run_roar, stability=sanity.r
 def test_quick_runs_write_valid_files_and_resume(name, runs, tmp_path, monkeypatch):
     monkeypatch.setenv('LMAC_CACHE', str(runs/'cache'))
     out = tmp_path/f'{name}.json'
-    result = RUNS[name](out, quick=True, progress=False, runs=runs)
+    result = RUNS[name](out, quick=True, runs=runs)
     assert json.loads(out.read_text()) == result
     assert {'settings', 'results', 'seconds', 'provenance'} <= result.keys() and result['settings']['quick']
     table = pd.read_csv(io.BytesIO(gzip.decompress(out.with_suffix('.csv.gz').read_bytes())))
     assert {'clip', 'measure', 'value', 'method'} <= set(table) and table['value'].notna().all()
     for row in result['results']: assert row['low'] <= row['mean'] <= row['high'] and row['n'] >= 1
-    for what in ('train_explainer', 'train_small', 'train_classifier'): monkeypatch.setattr(sanity, what, lambda *a, **k: pytest.fail(f'{what} again'))
-    again = RUNS[name](out, quick=True, progress=False, runs=runs)
+    for what in ('train_explainer', '_train_small', 'train_classifier'): monkeypatch.setattr(sanity, what, lambda *a, **k: pytest.fail(f'{what} again'))
+    again = RUNS[name](out, quick=True, runs=runs)
     assert again['results'] == result['results']
+
+def open_tiny(monkeypatch, folder):
+    "The tiny subject, made in `folder`, in runs that are not quick"
+    def opened(out, quick, seed, runs): return sanity._Subject(sanity.Record(out, runs), quick, seed, *sanity._tiny_subject(folder/'tiny'))
+    monkeypatch.setattr(sanity, '_open_subject', opened)
 
 def test_costly_methods_see_the_first_random_network_only(runs, tmp_path, monkeypatch):
     monkeypatch.setenv('LMAC_CACHE', str(runs/'cache'))
-    monkeypatch.setattr(sanity, 'open_subject', lambda runs, quick: sanity.tiny_subject(runs/'tiny'))
-    options = dict(methods=['lmac', 'smoothgrad'], n_clips=2, seeds=(3, 5), statistics=('reset',), progress=False, runs=runs)
+    open_tiny(monkeypatch, runs)
+    options = dict(methods=['lmac', 'smoothgrad'], n_clips=2, seeds=(3, 5), statistics=('reset',), runs=runs)
     result = sanity.run_cascade(tmp_path/'few.json', **options)
     table = pd.read_csv(tmp_path/'few.csv.gz')
     assert {m: set(rows.seed) for m, rows in table.groupby('method')} == dict(lmac={3, 5}, smoothgrad={3})
@@ -354,27 +345,28 @@ def test_a_killed_run_goes_on(runs, tmp_path, monkeypatch):
         calls.append(1)
         return real(*args, **kwargs)
     monkeypatch.setattr(sanity, 'cascade', dies)
-    with pytest.raises(KeyboardInterrupt): sanity.run_cascade(out, quick=True, progress=False, runs=runs)
+    with pytest.raises(KeyboardInterrupt): sanity.run_cascade(out, quick=True, runs=runs)
     assert not out.exists()
     def counts(*args, **kwargs): calls.append(1); return real(*args, **kwargs)
     monkeypatch.setattr(sanity, 'cascade', counts)
-    result = sanity.run_cascade(out, quick=True, progress=False, runs=runs)
+    result = sanity.run_cascade(out, quick=True, runs=runs)
     assert len(calls) == len(result['settings']['methods']) * len(sanity.STATISTICS)  # one before, the others after
 
 @pytest.mark.parametrize('run', RUNS.values())
 def test_result_file_must_be_json(run, tmp_path):
-    with pytest.raises(ValueError, match='must end in .json'): run(tmp_path/'x.txt', quick=True, progress=False, runs=tmp_path)
+    with pytest.raises(ValueError, match='must end in .json'): run(tmp_path/'x.txt', quick=True, runs=tmp_path)
 
 def test_parts_belong_to_the_weights_of_every_method(tmp_path, monkeypatch, runs):
     "Another explainer under the name of one that was compared before is not taken for it"
     monkeypatch.setenv('LMAC_CACHE', str(runs/'cache'))
-    subject = sanity.tiny_subject(runs/'tiny')
-    monkeypatch.setattr(sanity, 'open_subject', lambda runs, quick: subject)
-    rival, folder = subject.explainer, tmp_path/'rival'
-    def ask(): return sanity.run_absent(tmp_path/'absent.json', methods=[f'lmac:{folder}'], n_clips=2, conditions=('clean',), progress=False, runs=tmp_path/'runs')
+    open_tiny(monkeypatch, runs)
+    rival, folder = sanity._tiny_subject(runs/'tiny')[0], tmp_path/'rival'
+    def ask(): return sanity.run_absent(tmp_path/'absent.json', methods=[f'lmac:{folder}'], n_clips=2, conditions=('clean',), runs=tmp_path/'runs')
     rival.save_pretrained(folder)
     first = ask()
-    assert ask()['results'] == first['results']
+    with monkeypatch.context() as m:
+        m.setattr(sanity, '_score_all_classes', lambda *args: pytest.fail('scored again'))
+        assert ask()['results'] == first['results']
     decoder = MaskDecoder(**rival.decoder.config)
     LMAC(rival.classifier, decoder, rival.stft, rival.domain).save_pretrained(folder)
-    with pytest.raises(ValueError, match='another method'): ask()
+    assert ask()['results'] != first['results']

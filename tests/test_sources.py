@@ -5,7 +5,7 @@ from torch import nn
 
 from lmac.classifier import TappedClassifier
 from lmac.decoder import MaskDecoder
-from lmac.masking import Guidance, MaskingLoss
+from lmac.masking import ExtendedMaskingLoss, Guidance
 from lmac.evidence.recipes import explainer_task, read_config
 from lmac.models.sources import SourcesTask, mix_pairs, residual_db
 from lmac.spectrogram import STFT
@@ -69,8 +69,8 @@ def test_a_class_that_is_heard_in_either_clip_is_never_asked_for_as_absent(make,
     for seed in range(40):
         torch.manual_seed(seed)
         clean, other, ratio, apart, draw = task.augment(tones)
-        _, apart, _, _, asked, absent = task.pose(clean, other, ratio, apart, draw)
-        p_clean, p_other = task.ask_alone(clean, other)
+        *_, apart, asked, absent = task.sample_mixtures(clean, other, ratio, apart, draw)
+        p_clean, p_other = task.classify_clips(clean, other)
         first, second = p_clean.argmax(1), p_other.argmax(1)
         assert (asked[absent] != first[absent]).all()
         both = absent & apart
@@ -87,7 +87,7 @@ def test_the_absent_class_is_mostly_what_the_mixture_is_mistaken_for(make, tones
     monkeypatch.setattr(task.classifier, 'probabilities', mistaken)    # all that is heard alone is of the first class; a mixture may be of the third
     tones = tones[1:2].expand(64, -1)
     torch.manual_seed(0)
-    *_, asked, absent = task.pose(tones, tones, torch.zeros(64), torch.zeros(64, dtype=torch.bool), torch.zeros(64))
+    *_, asked, absent = task.sample_mixtures(tones, tones, torch.zeros(64), torch.zeros(64, dtype=torch.bool), torch.zeros(64))
     assert absent.all() and 0 not in asked
     assert (asked == 2).sum() > (asked == 3).sum() > 0
 
@@ -97,20 +97,20 @@ def test_the_answer_is_the_clip_and_silence_for_what_is_not_there(make, tones, s
     spectrum = stft(mixed)
     ideal = (stft(clean)[0] > stft(mixed - clean)[0]).float()
     there = torch.zeros(2, dtype=torch.bool)
-    assert (task.answer(spectrum, ideal, clean, there) < -15).all()
-    assert (task.answer(spectrum, 1 - ideal, clean, there) > -1).all()
-    assert (task.answer(spectrum, 0*ideal, clean, ~there) < -19.9).all()
-    assert (task.answer(spectrum, ideal, clean, ~there) > -5).all()
+    assert (task.source_db(*spectrum, ideal, clean, there) < -15).all()
+    assert (task.source_db(*spectrum, 1 - ideal, clean, there) > -1).all()
+    assert (task.source_db(*spectrum, 0*ideal, clean, ~there) < -19.9).all()
+    assert (task.source_db(*spectrum, ideal, clean, ~there) > -5).all()
 
 def test_single_clips_have_their_own_loss(make, tones):
     def terms(**kwargs):
-        task = make(p_absent=0., loss=MaskingLoss(4., .4, 0.), single=MaskingLoss(4., .4, 100.), **kwargs).train()
+        task = make(p_absent=0., loss=ExtendedMaskingLoss(4., .4, 0.), single=ExtendedMaskingLoss(4., .4, 100.), **kwargs).train()
         torch.manual_seed(1)
         return task(tones[:8])
     single = terms(p_single=1.)
     price = 100*single['sparsity'] - .4*single['masked_out'] + 4*single['masked_in']
     assert single['loss'].item() == pytest.approx(price.item(), rel=1e-4)    # and nothing of the distance
-    task = make(p_absent=0., loss=MaskingLoss(4., .4, 0.), p_single=0.).train()
+    task = make(p_absent=0., loss=ExtendedMaskingLoss(4., .4, 0.), p_single=0.).train()
     torch.manual_seed(1)
     terms = task(tones[:8])
     assert terms['loss'].item() == pytest.approx((.6*terms['source'] - .4*terms['masked_out'] + 4*terms['masked_in']).item(), rel=1e-4)
@@ -125,7 +125,7 @@ class Table(nn.Module):
 
 def test_it_learns_to_take_tones_apart(classifier, stft, tones):
     "Asked for one of two tones, the part comes to be that tone, and the classifier stays as it is"
-    task = SourcesTask(classifier, Table(stft.n_freqs), stft, MaskingLoss(.1, 0., 0.), p_absent=.2, p_single=0., p_noise=0., snr_low_db=-6., snr_high_db=6.).train()
+    task = SourcesTask(classifier, Table(stft.n_freqs), stft, ExtendedMaskingLoss(.1, 0., 0.), p_absent=.2, p_single=0., p_noise=0., snr_low_db=-6., snr_high_db=6.).train()
     optimizer = torch.optim.AdamW(task.trained.parameters(), .1)
     frozen = {k: v.clone() for k, v in task.classifier.state_dict().items()}
     torch.manual_seed(0)
@@ -145,10 +145,10 @@ def test_it_learns_to_take_tones_apart(classifier, stft, tones):
     assert all(torch.equal(v, frozen[k]) for k, v in task.classifier.state_dict().items())
 
 def test_what_it_refuses(make, classifier, stft):
-    untold = MaskDecoder.for_classifier(classifier, stft, channels=8, n_classes=None)
-    with pytest.raises(ValueError, match='not told the class'): SourcesTask(classifier, untold, stft)
-    with pytest.raises(ValueError, match='leave it out'): make(loss=MaskingLoss(guidance=Guidance()))
-    with pytest.raises(ValueError, match='leave it out'): make(single=MaskingLoss(guidance=Guidance()))
+    agnostic = MaskDecoder.for_classifier(classifier, stft, channels=8, n_classes=None)
+    with pytest.raises(ValueError, match='needs a class-conditional decoder'): SourcesTask(classifier, agnostic, stft)
+    with pytest.raises(ValueError, match='leave it out'): make(loss=ExtendedMaskingLoss(guidance=Guidance()))
+    with pytest.raises(ValueError, match='leave it out'): make(single=ExtendedMaskingLoss(guidance=Guidance()))
 
 def test_a_configuration_says_which_task(classifier, stft):
     for name, kind in (('esc10', ExplainerTask), ('esc10-finetuned', ExplainerTask), ('esc10-sources', SourcesTask)):

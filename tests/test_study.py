@@ -7,22 +7,22 @@ import pytest
 
 from lmac.audio import make_scene
 from lmac.explain import LMAC
-from lmac.listen.study import (ANCHOR, REFERENCE, Answers, Session, Study, agreement, build_study, compare_opinions, make_orders, make_trials, opinion,
-                        preferences, read_answers, screen, simulate_answers, study_html)
-from lmac.listen.widgets import Question
+from lmac.listen.study import (ANCHOR, REFERENCE, Answers, ListeningSession, Study, agreement, build_study, compare_opinions, _make_orders, _make_trials, opinion_scores,
+                        preferences, read_answers, screen_listeners, simulate_answers, study_html)
+from lmac.listen.widgets import ExplanationSession
 
 METHODS = ["lmac", "gradcam", "energy"]
 MERIT = dict(fit={REFERENCE: 85, "lmac": 75, "gradcam": 60, "energy": 60, ANCHOR: 20}, quality={REFERENCE: 96, "lmac": 55, "gradcam": 60, "energy": 50, ANCHOR: 15})
 
 
 @pytest.fixture(scope="module")
-def questions():
+def sessions():
     lmac = LMAC.from_pretrained()
-    return [Question(lmac, make_scene({name: 0, "rain": -8}, .6, seed=1).waveform, 16000, name=name) for name in ("dog", "rooster", "chainsaw", "sneezing")]
+    return [ExplanationSession(lmac, make_scene({name: 0, "rain": -8}, .6, seed=1).waveform, 16000, name=name) for name in ("dog", "rooster", "chainsaw", "sneezing")]
 
 
 @pytest.fixture(scope="module")
-def study(questions, tmp_path_factory): return build_study(questions, tmp_path_factory.mktemp("study"), METHODS, n_slots=20)
+def study(sessions, tmp_path_factory): return build_study(sessions, tmp_path_factory.mktemp("study"), METHODS, n_slots=20)
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def test_nothing_that_a_listener_gets_tells_what_it_is(study):
     assert not any(name in p.name for p in (study.folder/"sounds").iterdir() for name in names)
 
 
-def test_the_same_seed_makes_the_same_study(questions, study, tmp_path):
-    assert build_study(questions, tmp_path/"a", METHODS, n_slots=20).plan == study.plan
-    assert build_study(questions, tmp_path/"b", METHODS, n_slots=20, seed=1).plan["orders"] != study.plan["orders"]
+def test_the_same_seed_makes_the_same_study(sessions, study, tmp_path):
+    assert build_study(sessions, tmp_path/"a", METHODS, n_slots=20).plan == study.plan
+    assert build_study(sessions, tmp_path/"b", METHODS, n_slots=20, seed=1).plan["orders"] != study.plan["orders"]
 
 
 def test_each_condition_comes_first_as_often(study):
@@ -58,17 +58,17 @@ def test_practice_comes_first_and_does_not_count(study, answered):
 
 
 def test_a_session_goes_on_where_it_was(study, tmp_path):
-    session = Session(study, 7, tmp_path)
+    session = ListeningSession(study, 7, tmp_path)
     for control in session.controls.values(): control.value = 51
     session.button.click()
     trial = session.trial["id"]
-    again = Session(study, 7, tmp_path)
+    again = ListeningSession(study, 7, tmp_path)
     assert again.trial["id"] == trial and again.button.disabled
     assert len((tmp_path/session.answers.file.name).read_text().splitlines()) == 1
 
 
 def test_next_waits_for_every_control(study, tmp_path):
-    session = Session(study, 8, tmp_path)
+    session = ListeningSession(study, 8, tmp_path)
     *most, last = session.controls.values()
     for control in most: control.value = 10
     assert session.button.disabled
@@ -94,17 +94,17 @@ def test_simulated_answers_are_never_taken_for_real_ones(study, answered):
     with pytest.raises(ValueError, match="no simulated answers"): read_answers(study, answered, simulated=True)
 
 
-def test_answers_to_another_study_are_refused(questions, answered, tmp_path):
-    other = build_study(questions, tmp_path/"other", METHODS[:2])
+def test_answers_to_another_study_are_refused(sessions, answered, tmp_path):
+    other = build_study(sessions, tmp_path/"other", METHODS[:2])
     with pytest.raises(ValueError, match="answers another study"): read_answers(other, answered, simulated=True)
 
 
 def test_what_was_put_in_comes_out(study, answered):
     ratings, pairs = read_answers(study, answered, simulated=True)
-    kept = screen(ratings, least=80).kept
+    kept = screen_listeners(ratings, least=80).kept
     assert kept.index[~kept].tolist() == [4]
     ratings = ratings[ratings.listener.isin(kept.index[kept])]
-    scores = opinion(ratings).set_index(["scale", "condition"])
+    scores = opinion_scores(ratings).set_index(["scale", "condition"])
     for scale, merits in MERIT.items():
         for condition, merit in merits.items():
             row = scores.loc[scale, condition]
@@ -127,8 +127,8 @@ def test_kendalls_w_of_full_agreement_and_of_none():
 @pytest.mark.parametrize("n_methods", [1, 2, 3, 4])
 def test_orders_hold_every_trial_once(n_methods):
     methods = list("wxyz")[:n_methods]
-    trials = make_trials("abcd", "ABCD", [REFERENCE, *methods, ANCHOR], methods, 1, seed=3)
-    for order in make_orders(trials, 12, seed=3):
+    trials = _make_trials("abcd", "ABCD", [REFERENCE, *methods, ANCHOR], methods, 1, seed=3)
+    for order in _make_orders(trials, 12, seed=3):
         assert sorted(t for t, _ in order) == sorted(t["id"] for t in trials)
         for t, items in order: assert sorted(items) == sorted(next(x for x in trials if x["id"] == t)["items"])
 

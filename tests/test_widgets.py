@@ -10,7 +10,7 @@ import torch
 
 from lmac.audio import SOURCES, encode_audio, make_scene
 from lmac.explain import LMAC
-from lmac.listen.widgets import BARS_S, Brush, ClipPicker, Explorer, Player, Question, Tuner, run_widgets, summarize_latencies, time_moves
+from lmac.listen.widgets import LATENCY_LIMITS_S, Brush, ClipPicker, Explorer, Player, ExplanationSession, Tuner, run_widgets, _summarize_latencies, _time_moves
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def scene(): return make_scene({"dog": 0, "rain": -8}, 1.)
 
 
 @pytest.fixture(scope="module")
-def why(lmac, scene): return Question(lmac, scene.waveform, 16000, sources=scene.sources, name="dog/in: the <rain>")
+def why(lmac, scene): return ExplanationSession(lmac, scene.waveform, 16000, sources=scene.sources, name="dog/in: the <rain>")
 
 
 def error_of(explorer):
@@ -31,12 +31,12 @@ def error_of(explorer):
     return re.sub("<.*?>", "", explorer.status.value)
 
 
-# questions
+# sessions
 
 @pytest.mark.parametrize("target", [None, "rain", 3])
 def test_an_answer_is_the_explanation(lmac, scene, target):
-    why = Question(lmac, scene.waveform, 16000, target)
-    found, direct = why.answer(why.masks()[0]), lmac.explain(scene.waveform, 16000, target=target)
+    why = ExplanationSession(lmac, scene.waveform, 16000, target)
+    found, direct = why.explain(why.attribution()[0]), lmac.explain(scene.waveform, 16000, target=target)
     assert found.label == direct.label
     torch.testing.assert_close(found.mask, direct.mask)
     torch.testing.assert_close(found.audio, direct.audio, atol=1e-5, rtol=0)
@@ -44,16 +44,16 @@ def test_an_answer_is_the_explanation(lmac, scene, target):
 
 
 def test_a_method_is_asked_once(why):
-    assert why.masks("gradcam")[0] is why.masks("gradcam")[0]
-    with pytest.raises(ValueError, match="Unknown method 'oracle'"): why.masks("oracle")
+    assert why.attribution("gradcam")[0] is why.attribution("gradcam")[0]
+    with pytest.raises(ValueError, match="Unknown method 'oracle'"): why.attribution("oracle")
 
 
 def test_other_rates_channels_and_silence(lmac, scene):
-    assert Question(lmac, scene.waveform[0], 16000).waveform.shape == (1, 16000)
-    assert Question(lmac, torch.rand(2, 44100) - .5, 44100).waveform.shape == (1, 16000)
-    silent = Question(lmac, torch.zeros(1, 16000), 16000)
-    assert silent.answer(silent.masks()[0]).silent
-    with pytest.raises(ValueError, match="no class 'violin'"): Question(lmac, scene.waveform, 16000, "violin")
+    assert ExplanationSession(lmac, scene.waveform[0], 16000).waveform.shape == (1, 16000)
+    assert ExplanationSession(lmac, torch.rand(2, 44100) - .5, 44100).waveform.shape == (1, 16000)
+    silent = ExplanationSession(lmac, torch.zeros(1, 16000), 16000)
+    assert silent.explain(silent.attribution()[0]).silent
+    with pytest.raises(ValueError, match="no class 'violin'"): ExplanationSession(lmac, scene.waveform, 16000, "violin")
 
 
 # the tuner
@@ -75,8 +75,8 @@ def test_soft_threshold_and_share(why):
 
 def test_a_move_that_changes_nothing_computes_nothing(why, monkeypatch):
     tuner = Tuner(why)
-    monkeypatch.setattr(tuner.question, "answer", lambda *a: pytest.fail("computed again"), raising=False)
-    tuner.turn(type("Change", (), dict(owner=tuner.kind)))
+    monkeypatch.setattr(tuner.session, "explain", lambda *a: pytest.fail("computed again"), raising=False)
+    tuner.update(type("Change", (), dict(owner=tuner.kind)))
 
 
 # the brush
@@ -126,13 +126,13 @@ def test_what_was_explained_outlasts_an_error(lmac, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_class_decided_can_be_chosen_again(lmac):
+def test_the_predicted_class_can_be_chosen_again(lmac):
     explorer = Explorer(lmac)
     explorer.target.index = 3
     explorer.target.index = 0   # as a browser does; None as an option's value would be taken for no choice at all
-    assert explorer.target.index == 0 and explorer.target.label == "the one decided"
+    assert explorer.target.index == 0 and explorer.target.label == "predicted class"
     explorer.explain_button.click()
-    assert explorer.explanations["lmac"].label == explorer.explanations["lmac"].decided
+    assert explorer.explanations["lmac"].label == explorer.explanations["lmac"].predicted_label
 
 
 def upload(picker, name, content):
@@ -188,16 +188,16 @@ def test_an_empty_player_has_a_form():
 
 def test_a_summary_of_times():
     rows = pd.DataFrame([dict(control="explain", methods=m, clip=i, seconds=s) for m, times in dict(lmac=(.1, .2, .3), other=(.2, .4, 9.)).items() for i, s in enumerate(times)])
-    first, other = summarize_latencies(rows)
-    assert first == dict(control="explain", methods="lmac", n=3, median_s=.2, p95_s=pytest.approx(.29), bar_s=BARS_S["explain"], within=1)
+    first, other = _summarize_latencies(rows)
+    assert first == dict(control="explain", methods="lmac", n=3, median_s=.2, p95_s=pytest.approx(.29), limit_s=LATENCY_LIMITS_S["explain"], within=1)
     assert other["median_s"] == .4 and other["within"] == pytest.approx(2 / 3)
 
 
 def test_every_move_makes_a_new_sound(why, monkeypatch):
     made = []
-    answer = Question.answer
-    monkeypatch.setattr(Question, "answer", lambda self, *args: made.append(answer(self, *args)) or made[-1])
-    rows = time_moves(why, 7, [.105, .505, .205])
+    answer = ExplanationSession.explain
+    monkeypatch.setattr(ExplanationSession, "explain", lambda self, *args: made.append(answer(self, *args)) or made[-1])
+    rows = _time_moves(why, 7, [.105, .505, .205])
     assert [r["control"] for r in rows] == [c for c in ("threshold", "share", "brush") for _ in range(3)] and {r["clip"] for r in rows} == {7}
     assert len(made) == 2 + 9 and all(r["seconds"] > .001 for r in rows)   # two forms begin with a sound of their own
 
@@ -224,7 +224,7 @@ def test_quick_enough_to_play_with(lmac):
     explorer.explain_button.click()
     first = time.perf_counter() - start
     scene = make_scene({"dog": 0, "rain": -8}, 5.)
-    tuner, moves = Tuner(Question(lmac, scene.waveform, 16000)), []
+    tuner, moves = Tuner(ExplanationSession(lmac, scene.waveform, 16000)), []
     for share in np.linspace(.05, .5, 9):
         start = time.perf_counter()
         tuner.share.value = float(share)

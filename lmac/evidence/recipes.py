@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONFIGS', 'STAGES', 'LEARNER', 'EXPLAINER', 'NEEDED', 'ALWAYS_NEEDED', 'read_config', 'check_config', 'open_dataset',
-           'learn', 'training_record', 'trained_before', 'model_card', 'probabilities_metrics', 'means_on',
-           'train_classifier', 'explainer_task', 'train_explainer']
+           'probabilities_metrics', 'train_classifier', 'explainer_task', 'train_explainer']
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes002
 import json, os, sys
@@ -13,11 +12,23 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+import yaml
+from accelerate.utils import set_seed
 
 from .. import __version__
 from ..audio import write_atomically
+from ..classifier import Cnn14, TappedClassifier
+from ..data import esc50, folder_dataset, urbansound8k
+from ..decoder import MaskDecoder
+from .record import command_line, git_revision, machine
 from ..explain import LMAC
-from ..scale.parallel import is_main
+from ..masking import ExtendedMaskingLoss, Guidance
+from ..metrics import average_drop, average_gain, average_increase, faithfulness
+from ..models.classifiers import ClassifierTask
+from ..models.sources import SourcesTask
+from ..pretrained import load_classifier, save_classifier
+from ..spectrogram import STFT, LogMel
+from ..training import ExplainerTask, fit_task
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes005
 CONFIGS = Path(str(files('lmac'))) / 'configs' # of the bundled models
@@ -28,7 +39,6 @@ def read_config(
     **changes, # values of the `training` part that differ
 ) -> dict: # the configuration
     "Read a training configuration; raises `FileNotFoundError` or `ValueError`"
-    import yaml
     file = Path(name) if Path(name).is_file() else CONFIGS / f'{name}.yaml'
     if not file.is_file():
         raise FileNotFoundError(f"No configuration {name!r}. Bundled: {', '.join(sorted(p.stem for p in CONFIGS.glob('*.yaml')))}.")
@@ -68,43 +78,24 @@ def open_dataset(
     duration_s:float, # clips are cut or padded to this
 ): # a `ClipDataset`
     "The dataset that a configuration names: esc10, esc50, urbansound8k, or a folder with a folder for each class"
-    from lmac.data import esc50, folder_dataset, urbansound8k
     options, name = dict(sample_rate=sample_rate, duration_s=duration_s), data['dataset']
     if name in ('esc10', 'esc50'): return esc50(subset='esc10' if name == 'esc10' else None, **options)
     return urbansound8k(**options) if name == 'urbansound8k' else folder_dataset(name, **options)
 
-def learn(
-    task, # the `Task`
-    dataset, # the `ClipDataset`, all folds
-    config:dict, # the configuration
-    out:Path, # folder of the run
-    mixed_precision:str, # as in accelerate
-    compile:bool=False, # compile the trained module, see `Learner`
-) -> dict: # the `training_record`; None in all but the main process
-    "Train with progress, log, checkpoints; leaves the task with the weights of the best epoch, and history.csv in `out`"
-    from lmac.data import loader
-    from lmac.training import Checkpoint, Learner, Log, Progress
-    from safetensors.torch import load_file
-    data, settings = config['data'], dict(config['training'])
-    size, seed = settings.pop('batch_size'), settings['seed']
-    learner = Learner(task, loader(dataset.fold(*data['train']), size, shuffle=True, seed=seed, drop_last=True),
-                      loader(dataset.fold(*data['valid']), size), folder=out / 'training', mixed_precision=mixed_precision,
-                      callbacks=[Progress(), Log(), Checkpoint(**config['monitor'])],
-                      config=json.loads(json.dumps(config | dict(mixed_precision=mixed_precision))), compile=compile, **settings)
-    learner.fit()
-    if not is_main(): return None  # of several processes one writes
-    task.trained.load_state_dict(load_file(out / 'training' / 'best.safetensors'))
-    task.cpu().eval()
+def _train(task, dataset, config, out, mixed_precision, compile):
+    "Train as the configuration says, with history.csv in `out`; the `_training_record`, None in all but the main process"
+    data = config['data']
+    fitted = fit_task(task, dataset.fold(*data['train']), dataset.fold(*data['valid']), **config['training'], **config['monitor'],
+                      folder=out / 'training', mixed_precision=mixed_precision, compile=compile,
+                      config=json.loads(json.dumps(config | dict(mixed_precision=mixed_precision))))
+    if fitted.index: return None  # of several processes one writes
+    task.cpu()
     for name in ('history.csv', 'history.png'): write_atomically(out / name, (out / 'training' / name).read_bytes())
-    return training_record(config, learner)
+    return _training_record(config, fitted)
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes012
-def training_record(
-    config:dict, # the configuration
-    learner, # the `Learner` that was fitted
-) -> dict: # plain values
-    "How a model was made"
-    from lmac.evidence.record import command_line, git_revision, machine
+def _training_record(config, learner):
+    "How a model was made, in plain values: configuration, command, versions, machine, epochs, time, validation numbers"
     monitor, mode = config['monitor']['monitor'], min if config['monitor']['mode'] == 'min' else max
     best = mode(learner.history, key=lambda row: row[monitor])
     dataset = config['data']['dataset']
@@ -114,18 +105,13 @@ def training_record(
                 seconds=round(sum(row['seconds'] for row in learner.history), 1), best_epoch=best['epoch'],
                 validation={k.removeprefix('valid_'): round(v, 4) for k, v in best.items() if k.startswith('valid_')})
 
-def trained_before(made):
+def _trained_before(made):
     "What a model was trained on from, in words"
     before = made.get('parent')
-    return f" Before that, `{before['command']}` in {before['seconds'] / 60:.1f} min.{trained_before(before)}" if before else ''
+    return f" Before that, `{before['command']}` in {before['seconds'] / 60:.1f} min.{_trained_before(before)}" if before else ''
 
-def model_card(
-    name:str, # of the model
-    what:str, # one sentence
-    made:dict, # from `training_record`
-    test:dict, # numbers on the test fold
-) -> str: # markdown
-    "The README of a folder of weights"
+def _training_card(name, what, made, test):
+    "The README of a folder of weights: name, one sentence, the record of its training, numbers on the test fold"
     data, credit = made['config']['data'], made['config']['data'].get('credit', 'The data set is the user\'s own.')
     monitor, last = made['config']['monitor'], dict(monitor='epoch', mode='max')
     taken = f"the last of {made['epochs']} epochs, folds {data['valid']} for validation" if monitor == last else f"epoch {made['best_epoch']} of {made['epochs']} taken by `{monitor['monitor']}` on folds {data['valid']}"
@@ -134,22 +120,20 @@ def model_card(
             f"Trained on `{data['dataset']}`, folds {data['train']}; {taken}; tested on folds "
             f"{data.get('test')}. Data: {credit} Made by `{made['command']}` in {made['seconds'] / 60:.1f} min "
             f"({made['machine']['cpu']}, {made['machine']['cores_used']} threads), "
-            f"lmac {made['lmac_version']}, torch {made['torch_version']}.{trained_before(made)}\n\n## Validation\n\n{table(made['validation'])}\n\n"
+            f"lmac {made['lmac_version']}, torch {made['torch_version']}.{_trained_before(made)}\n\n## Validation\n\n{table(made['validation'])}\n\n"
             f"## Test\n\n{table(test)}\n")
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes014
 def probabilities_metrics(p, p_in, p_out, same):
     "The paper's metrics from probabilities, for the log of a training run"
-    from lmac.metrics import average_drop, average_gain, average_increase, faithfulness
     return {'p': p, 'AI': average_increase(p, p_in), 'AD': average_drop(p, p_in), 'AG': average_gain(p, p_in),
             'FF': faithfulness(p, p_out), 'Fid-In': same}
 
-def means_on(task, dataset, folds):
-    "Means of a task's validation numbers on other folds"
-    rows = []
-    with torch.inference_mode():
-        for i in range(0, len(clips := dataset.fold(*folds)), 20):
-            rows.append(task.validate(clips.waveforms[i:i + 20], clips.targets[i:i + 20]))
+def _test(task, dataset, folds):
+    "Means of a task's validation numbers on other folds; none without folds"
+    if not folds: return {}
+    clips = dataset.fold(*folds)
+    with torch.inference_mode(): rows = [task.validate(clips.waveforms[i:i + 20], clips.targets[i:i + 20]) for i in range(0, len(clips), 20)]
     return {k: torch.cat([torch.as_tensor(r[k]).float() for r in rows]).mean().item() for k in rows[0]}
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes015
@@ -160,23 +144,18 @@ def train_classifier(
     compile:bool=False, # compile the network, see `Learner`
 ) -> dict: # numbers on the test folds; empty in all but the main process
     "Train a Cnn14 and write config.json, classifier.safetensors, history and model card"
-    from accelerate.utils import set_seed
-    from lmac.classifier import Cnn14, TappedClassifier
-    from lmac.explain import save_classifier
-    from lmac.spectrogram import STFT, LogMel
-    from lmac.training import ClassifierTask
     dataset = open_dataset(config['data'], config['sample_rate'], config['duration_s'])
     set_seed(config['training']['seed'])
     stft, rate = STFT(**config['stft']), config['sample_rate']
     front_end = LogMel(rate, config['stft']['n_fft'], **config['front_end'])
     model = Cnn14(len(dataset.labels), n_mels=config['front_end']['n_mels'], **config['network'])
     task = ClassifierTask(model, front_end, stft, rate, **config['augmentation'])
-    made = learn(task, dataset, config, out, mixed_precision, compile)
+    made = _train(task, dataset, config, out, mixed_precision, compile)
     if made is None: return {}
     tapped = TappedClassifier(model, front_end, config['taps'], dataset.labels, rate, duration_s=config['duration_s'])
-    test = means_on(task, dataset, config['data']['test']) if config['data'].get('test') else {}
+    test = _test(task, dataset, config['data'].get('test'))
     save_classifier(tapped, stft, out, made | dict(test=test))
-    card = model_card(out.name, f"A CNN14 classifier of {', '.join(dataset.labels)}.", made, test)
+    card = _training_card(out.name, f"A CNN14 classifier of {', '.join(dataset.labels)}.", made, test)
     write_atomically(out / 'README.md', card.encode())
     return test
 
@@ -190,14 +169,11 @@ def explainer_task(
     **options, # passed on to the task
 ): # the task
     "The task that a configuration of an explainer describes"
-    from lmac.masking import Guidance, MaskingLoss
-    from lmac.models.sources import SourcesTask
-    from lmac.training import ExplainerTask
     guidance = Guidance(**config['guidance'], domain=config['domain']) if 'guidance' in config else None
-    loss = MaskingLoss(**config['loss'], guidance=guidance)
+    loss = ExtendedMaskingLoss(**config['loss'], guidance=guidance)
     if 'sources' in config:
         kind, options = kind or SourcesTask, config['sources'] | options
-        if 'single' in options: options = options | dict(single=MaskingLoss(**options['single']))
+        if 'single' in options: options = options | dict(single=ExtendedMaskingLoss(**options['single']))
     return (kind or ExplainerTask)(classifier, decoder.requires_grad_(True), stft, loss, config['domain'], **config['augmentation'], **options)
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes019
@@ -210,9 +186,6 @@ def train_explainer(
     compile:bool=False, # compile the decoder, see `Learner`
 ) -> dict: # numbers on the test folds; empty in all but the main process
     "Train or fine-tune a decoder and write an explainer that `LMAC.from_pretrained` loads, history and model card"
-    from accelerate.utils import set_seed
-    from lmac.decoder import MaskDecoder
-    from lmac.explain import load_classifier
     classifier, stft, parts = load_classifier(parent)
     dataset = open_dataset(config['data'], classifier.sample_rate, classifier.duration_s)
     if dataset.labels != classifier.labels:
@@ -221,14 +194,14 @@ def train_explainer(
     if 'decoder' in config: decoder = MaskDecoder.for_classifier(classifier, stft, **config['decoder'])
     else: decoder = LMAC.from_pretrained(parent).decoder
     task = explainer_task(classifier, decoder, stft, config, metrics=probabilities_metrics)
-    made = learn(task, dataset, config, out, mixed_precision, compile)
+    made = _train(task, dataset, config, out, mixed_precision, compile)
     if made is None: return {}
     if 'decoder' not in config: made |= dict(parent=parts.get('provenance'))
-    test = means_on(task, dataset, config['data']['test']) if config['data'].get('test') else {}
+    test = _test(task, dataset, config['data'].get('test'))
     shared = Path(os.path.relpath(parent / parts['classifier']['file'], out)).as_posix() if share_classifier else None
     LMAC(classifier, decoder, stft, config['domain'], made | dict(test=test)).save_pretrained(out, shared)
     home = (parent / parts['classifier']['file']).resolve().parent.name
     for_what = ', fine-tuned for listening' if 'guidance' in config else ', trained to give each class its part of a mixture' if 'sources' in config else ''
     what = f"An explainer (L-MAC{for_what}) for the classifier in `{home}`."
-    write_atomically(out / 'README.md', model_card(out.name, what, made, test).encode())
+    write_atomically(out / 'README.md', _training_card(out.name, what, made, test).encode())
     return test

@@ -35,7 +35,9 @@ from ..adapters import Resynthesis
 from ..classifier import ConvBlock, TappedClassifier, first_tensor
 from ..data import data_root, explain_write_errors, fetch
 from ..decoder import MaskDecoder
-from ..explain import LMAC, check_sha256, default_stft
+from ..explain import LMAC
+from ..pretrained import check_sha256
+from ..spectrogram import default_stft
 from ..spectrogram import STFT
 
 # %% ../../nbs/models/checkpoints.ipynb #08checkpoints009
@@ -553,7 +555,7 @@ def to_length(
 
 class PublishedDecoder(nn.Module):
     "L-MAC's decoder as it was published (SpeechBrain's `CNN14PSI_stft`), with its names of weights, for `LMAC`; raises `ValueError`"
-    n_classes = None # it is not told the class
+    n_classes, title = None, "L-MAC's published decoder" # class-agnostic
     def __init__(self,
         dim:int=2048, # channels of the classifier's deepest map
     ):
@@ -585,16 +587,23 @@ def draw(self:PublishedDecoder,
     return self.convt9(self.convt8(up('convt7', x)))
 
 @patch
+def check_maps(self:PublishedDecoder,
+    maps:list, # tapped maps, each `(batch, channel, freq, frame)`, input side first
+):
+    "Raise `ValueError` for maps that this decoder was not made for"
+    found, expected = [tuple(m.shape[1:3]) for m in maps], [(self.dim//8, 10), (self.dim//4, 5), (self.dim//2, 2), (self.dim, 2)]
+    if found != expected:
+        raise ValueError(f"{self.title} reads blocks 3 to 6 of a Cnn14 on 80 mel bands, maps of (channels, freq) {expected}. Found: {found}. "
+                         f"Tap {', '.join(PSI_TAPS)} of such a Cnn14, with dim 32 times its width.")
+
+@patch
 def logits(self:PublishedDecoder,
     maps:list, # of blocks 3 to 6, each `(batch, channel, freq, frame)`, input side first
     n_frames:int, # frames of the input's STFT
-    target:Tensor=None, # not used: this decoder is not told the class
+    target:Tensor=None, # not used: this decoder is class-agnostic
 ) -> Tensor: # logits of the mask `(batch, freq, n_frames)`
     "What `forward` takes the sigmoid of; raises `ValueError` for other maps"
-    found, expected = [tuple(m.shape[1:3]) for m in maps], [(self.dim//8, 10), (self.dim//4, 5), (self.dim//2, 2), (self.dim, 2)]
-    if found != expected:
-        raise ValueError(f"L-MAC's published decoder reads blocks 3 to 6 of a CNN14 on 80 mel bands, maps of (channels, freq) {expected}. Found: {found}. "
-                         f"Tap {', '.join(PSI_TAPS)} of the classifier that it was trained for.")
+    self.check_maps(maps)
     steps = max(1, -(-(maps[0].shape[-1] - 1)//4))
     lengths = 4*steps + 1, 2*steps, steps, steps
     hidden = [to_length(m, n).mT for m, n in zip(maps, lengths)]

@@ -13,13 +13,12 @@ from torch.nn import functional as F
 
 from ..data import mix_at_snr
 from ..masking import MaskingLoss, apply_mask, binarize, random_binarize
-from ..scale.parallel import ours
 from ..training import ExplainerTask, random_noise, random_roll, low_probability_classes
 
 # %% ../../nbs/models/sources.ipynb #07sources005
 def residual_db(
     part:Tensor, # complex spectrogram of the masked-in part `(batch, freq, frame)`
-    source:Tensor, # complex spectrogram of what should have been let through, same shape
+    source:Tensor, # complex spectrogram of what should have been kept, same shape
     mixture:Tensor, # magnitude or complex spectrogram of all there was, same shape
     floor_db:float=-20., # nothing is gained below this
 ) -> Tensor: # `(batch,)` in dB, the lower the better; 0 for a part that misses as much energy as the mixture has
@@ -41,7 +40,7 @@ def mix_pairs(
 
 # %% ../../nbs/models/sources.ipynb #07sources011
 class SourcesTask(ExplainerTask):
-    "Train a decoder that is told the class on mixtures of two clips, to answer with the clip that is asked for; raises `ValueError`"
+    "Train a class-conditional decoder on mixtures of two clips: the target's part is the target's clip; raises `ValueError`"
     def __init__(self,
         *args, # classifier, decoder, STFT, loss and domain, as for `ExplainerTask`
         weight_source:float=0.6, # on `residual_db`, per dB
@@ -51,57 +50,56 @@ class SourcesTask(ExplainerTask):
     ):
         super().__init__(*args, **kwargs)
         self.weight_source, self.p_single, self.single = weight_source, p_single, single
-        if not getattr(self.trained, 'n_classes', None): raise ValueError("This decoder is not told the class: it can't tell what speaks for one from what speaks for another.")
-        if self.loss.guidance or single and single.guidance: raise ValueError("Guidance pulls towards clean clips as well: leave it out of the loss.")
+        if not getattr(self.trained, 'n_classes', None): raise ValueError("Training on mixtures needs a class-conditional decoder. Found: one without n_classes. Make one with MaskDecoder.for_classifier.")
+        if any(getattr(loss, 'guidance', None) for loss in (self.loss, single)): raise ValueError("Guidance pulls towards clean clips as well: leave it out of the loss.")
 
 @patch
 def augment(self:SourcesTask,
     waveform:Tensor, # `(batch, time)`
 ) -> tuple: # clips, what may be mixed in, ratios in dB, where it is, draws for absent classes
-    "Everything that is drawn for a batch, of this process's clips"
+    "Everything that is drawn for a batch"
     clean, n = random_roll(waveform), len(waveform)
     alone, noisy, ratio, draw = torch.rand(4, n, device=waveform.device)
     other = random_roll(waveform)[torch.randperm(n, device=waveform.device)]
     other = torch.where((noisy < self.p_noise)[:, None], random_noise(waveform, self.classifier.sample_rate), other)
-    return ours(clean, other, self.snr_low_db + (self.snr_high_db - self.snr_low_db) * ratio, alone >= self.p_single, draw)
+    return clean, other, self.snr_low_db + (self.snr_high_db - self.snr_low_db) * ratio, alone >= self.p_single, draw
 
 @patch
-def ask_alone(self:SourcesTask,
+def classify_clips(self:SourcesTask,
     *waveforms:Tensor, # each `(batch, time)`
 ) -> list: # probabilities, each `(batch, class)`
-    "What the classifier says to each alone"
+    "Probabilities of clips on their own"
     with torch.no_grad(): return self.classifier.probabilities(self.classifier(*self.stft(torch.cat(waveforms)))).float().chunk(len(waveforms))
 
 # %% ../../nbs/models/sources.ipynb #07sources012
 @patch
-def pose(self:SourcesTask,
+def sample_mixtures(self:SourcesTask,
     clean:Tensor, # `(batch, time)`
     other:Tensor, # what may be mixed in, same shape
     ratio_db:Tensor, # of the clip to it `(batch,)`
     apart:Tensor, # bool: where it may be `(batch,)`
     draw:Tensor, # uniform in 0 … 1 `(batch,)`
-) -> tuple: # spectrum of the mixtures, where there is one; logits, maps; classes asked for, where they are absent
-    "Mixtures, and questions about them"
-    p_clean, p_other = self.ask_alone(clean, other)
+) -> tuple: # magnitude, phase, logits and maps of the mixtures; bool where there is one; targets, and where they are absent
+    "Mixtures, and the classes to draw for"
+    p_clean, p_other = self.classify_clips(clean, other)
     mixed, apart = mix_pairs(clean, other, ratio_db, apart & (p_clean.argmax(1) != p_other.argmax(1)))
-    spectrum = self.stft(mixed)
-    with torch.no_grad(): logits, maps = self.classifier.with_taps(*spectrum)
-    logits = logits.float()
-    out = low_probability_classes(p_clean) & (low_probability_classes(p_other) | ~apart[:, None])
-    absent = (draw < self.p_absent) & out.any(1)
-    wrong = (out * (self.classifier.probabilities(logits) + .02) + 1e-9).multinomial(1)[:, 0]   # mostly one that the mixture is mistaken for
-    return spectrum, apart, logits, maps, torch.where(absent, wrong, p_clean.argmax(1)), absent
+    magnitude, phase = self.stft(mixed)
+    logits, maps = self.read_taps(magnitude, phase)
+    low = low_probability_classes(p_clean) & (low_probability_classes(p_other) | ~apart[:, None])
+    absent = (draw < self.p_absent) & low.any(1)
+    wrong = (low * (self.classifier.probabilities(logits) + .02) + 1e-9).multinomial(1)[:, 0]   # mostly one that the mixture is mistaken for
+    return magnitude, phase, logits, maps, apart, torch.where(absent, wrong, p_clean.argmax(1)), absent
 
 @patch
-def answer(self:SourcesTask,
-    spectrum:tuple, # magnitude and phase of the mixture, each `(batch, freq, frame)`
+def source_db(self:SourcesTask,
+    magnitude:Tensor, phase:Tensor, # of the mixture, each `(batch, freq, frame)`
     mask:Tensor, # soft, same shape
-    clean:Tensor, # the clip asked for `(batch, time)`
-    absent:Tensor, # bool: where a class that is not there was asked for `(batch,)`
+    clean:Tensor, # the target's clip `(batch, time)`
+    absent:Tensor, # bool: where the target is in neither clip `(batch,)`
 ) -> Tensor: # `(batch,)` in dB
-    "How far the masked-in part is from what was asked for"
+    "How far the masked-in part is from its source, see `residual_db`"
     source = torch.polar(*self.stft(clean)).masked_fill(absent[:, None, None], 0.)
-    return residual_db(torch.polar(apply_mask(spectrum[0], mask, self.domain), spectrum[1]), source, spectrum[0])
+    return residual_db(torch.polar(apply_mask(magnitude, mask, self.domain), phase), source, magnitude)
 
 # %% ../../nbs/models/sources.ipynb #07sources013
 @patch
@@ -111,14 +109,15 @@ def forward(self:SourcesTask,
 ) -> dict: # the terms of the loss, `source` in dB, the share of bins kept by the rounded masks
     "The masking loss and the distance from the source, on one batch of mixtures and single clips"
     clean, *drawn = self.augment(waveform)
-    spectrum, apart, logits, maps, asked, absent = self.pose(clean, *drawn)
-    mask = self.trained([m.float() for m in maps], spectrum[0].shape[-1], asked).float()
-    heard = torch.where(apart[:, None, None], mask, random_binarize(mask, self.p_binary))
-    answer_in, answer_out, answer = self.ask(asked, *self.judge(spectrum, heard), logits)
-    terms, own = (loss and loss.per_clip(answer_in, answer_out, torch.zeros_like(asked), mask, spectrum[0], logits=answer, absent=absent) for loss in (self.loss, self.single))
-    source = self.answer(spectrum, mask, clean, absent)
+    magnitude, phase, logits, maps, apart, target, absent = self.sample_mixtures(clean, *drawn)
+    mask = self.trained(maps, magnitude.shape[-1], target).float()
+    applied = torch.where(apart[:, None, None], mask, random_binarize(mask, self.p_binary))
+    logits_in, logits_out = self.classify_parts(magnitude, phase, applied)
+    terms, single = (loss and self.masking_terms(target, logits_in, logits_out, logits, mask, loss, magnitude=magnitude, absent=absent if self.p_absent else None)
+                     for loss in (self.loss, self.single))
+    source = self.source_db(magnitude, phase, mask, clean, absent)
     loss = terms['loss'] + self.weight_source * source
-    if own: loss = torch.where(apart, loss, own['loss'])
+    if single: loss = torch.where(apart, loss, single['loss'])
     return {k: v.mean() for k, v in terms.items()} | dict(loss=loss.mean(), source=source.mean(), kept=binarize(mask.detach()).mean())
 
 # %% ../../nbs/models/sources.ipynb #07sources015
@@ -128,9 +127,8 @@ def validate(self:SourcesTask,
     target:Tensor=None, # not used
 ) -> dict: # per-clip numbers `(batch,)`, as of `ExplainerTask`, and `source` in dB
     "The metrics on single clips, and the distance from the source in mixtures"
-    first, second = (p.argmax(1) for p in self.ask_alone(waveform, waveform.roll(1, 0)))
+    first, second = (p.argmax(1) for p in self.classify_clips(waveform, waveform.roll(1, 0)))
     mixed, _ = mix_pairs(waveform, waveform.roll(1, 0), torch.zeros(len(waveform), device=waveform.device), first != second)
-    spectrum = self.stft(mixed)
-    _, maps = self.classifier.with_taps(*spectrum)
-    mask = self.trained([m.float() for m in maps], spectrum[0].shape[-1], first).float()
-    return ExplainerTask.validate(self, waveform) | dict(source=self.answer(spectrum, mask, waveform, torch.zeros_like(first, dtype=torch.bool)))
+    magnitude, phase = self.stft(mixed)
+    mask = self.trained(self.read_taps(magnitude, phase)[1], magnitude.shape[-1], first).float()
+    return ExplainerTask.validate(self, waveform) | dict(source=self.source_db(magnitude, phase, mask, waveform, torch.zeros_like(first, dtype=torch.bool)))

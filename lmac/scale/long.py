@@ -28,10 +28,12 @@ from torchaudio.transforms import Resample
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..audio import (AUDIO_FORMATS, _missing_end, check_audio_file, check_sample_rate, check_waveform, fit_peak, load_audio,
+from ..audio import (AUDIO_FORMATS, check_audio_file, check_complete, check_sample_rate, check_waveform, fit_peak, load_audio,
                         resample_ratio, to_mono)
 from ..decoder import band_to_bin
-from ..explain import LMAC, STYLE, Explanation, write_files
+from ..explain import LMAC
+from ..explanation import STYLE, Explanation
+from ..pretrained import write_files
 from ..masking import apply_mask, binarize
 from ..player import data_uri, figure_html, player_script
 from ..spectrogram import STFT
@@ -63,12 +65,12 @@ def window_masks(
     magnitude:Tensor, # of windows of one length `(batch, freq, frame)`
     phase:Tensor=None, # same shape, for classifiers that make use of it
     target:int=None, # class to explain; None: the one decided in each window
-    against:int=None, # class to hold it against
+    contrast:int=None, # index of the contrast class
 ) -> tuple: # probabilities `(batch, class)`, classes explained `(batch,)`, soft masks `(batch, freq, frame)`
     "What is decided in each window, and why"
     logits, maps = explainer.classifier.with_taps(magnitude, phase)
     target = explainer.resolve_target(logits, target)
-    return explainer.classifier.probabilities(logits), target, explainer.predict_mask(maps, magnitude.shape[-1], target, against=against)
+    return explainer.classifier.probabilities(logits), target, explainer.predict_mask(maps, magnitude.shape[-1], target, contrast=contrast)
 
 # %% ../../nbs/scale/long.ipynb #08long016
 @torch.inference_mode()
@@ -80,14 +82,14 @@ def blended_mask(
     edge:int=0, # frames at the inner ends of windows that count nothing
     target:int=None, # class to explain; None: the one decided in each window
     phase:Tensor=None, # same shape as `magnitude`, for classifiers that make use of it
-    against:int=None, # class to hold it against
+    contrast:int=None, # index of the contrast class
 ) -> Tensor: # soft mask, same shape
     "Explain windows one by one and blend their masks by weights that add up to one"
     total, weight, starts = torch.zeros_like(magnitude), torch.zeros(magnitude.shape[1], device=magnitude.device), window_starts(magnitude.shape[1], size, step)
     for s in starts:
         at = slice(s, s + size)
         w = window_weights(magnitude[:, at].shape[1], edge, s == 0, s == starts[-1]).to(magnitude.device)
-        _, _, mask = window_masks(explainer, magnitude[None, :, at], None if phase is None else phase[None, :, at], target, against)
+        _, _, mask = window_masks(explainer, magnitude[None, :, at], None if phase is None else phase[None, :, at], target, contrast)
         total[:, at] += w * mask[0]
         weight[at] += w
     return total / weight
@@ -163,7 +165,7 @@ class MaskStream:
         threshold:float=None, # round the blended mask at this; None leaves it soft
         judge:bool=True, # have the masked parts of each window judged by the classifier
         batch_size:int=8, # windows at a time
-        against:int=None, # class to hold `target` against
+        contrast:int=None, # index of the contrast class
     ):
         store_attr()
         device, n_freqs = explainer.device, explainer.stft.n_freqs
@@ -196,7 +198,7 @@ def draw(self:MaskStream,
 ):
     "Draw the masks of some windows, and add them to the sums"
     spectrum = torch.stack([self.spectrum[:, s - self.offset:][:, :size] for s in starts])
-    p, target, masks = window_masks(self.explainer, spectrum.abs(), spectrum.angle() if self.uses_phase else None, self.target, self.against)
+    p, target, masks = window_masks(self.explainer, spectrum.abs(), spectrum.angle() if self.uses_phase else None, self.target, self.contrast)
     for i, s in enumerate(starts):
         at, w = slice(s - self.offset, s - self.offset + size), window_weights(size, self.edge, s == 0, last and i == len(starts) - 1).to(masks.device)
         self.total[:, at] += w * masks[i]
@@ -325,7 +327,7 @@ def sound_blocks(
         return
     path = check_audio_file(source)
     with file_errors(path), sf.SoundFile(path) as file:
-        if cut := _missing_end(path, file): raise ValueError(f"{path} is truncated: {cut}. Fetch or export it again")
+        check_complete(path, file)
         if file.frames == 0: raise ValueError(f"{path} holds no samples: its length is zero. Record or export it again")
         yield file.samplerate, file.frames, file_blocks(file, path, max(1, round(block_s * file.samplerate)))
 
@@ -478,14 +480,14 @@ def at_native_rate(
     sample_rate:int=None, # of a waveform, in Hz
     target=None, # class to explain, its name or index; None: the one decided
     threshold:float=None, # round the mask at this; None leaves it soft
-    against=None, # class to hold it against, its name or index
+    contrast=None, # class to hold it contrast, its name or index
 ) -> Explanation: # sounds, spectrogram and mask at the recording's rate
     "Explain as `LMAC.explain` does, and hear it at the recording's own sample rate; raises as that"
     source = str(audio) if isinstance(audio, (str, Path)) else None
     if source: audio, sample_rate = load_audio(audio)
     elif sample_rate is None: raise ValueError("A waveform needs its sample rate: at_native_rate(explainer, waveform, sample_rate).")
     waveform, rate = to_mono(check_block(audio)), check_sample_rate(sample_rate)
-    heard = replace(explainer.explain(waveform, rate, target, threshold, against), source=source)
+    heard = replace(explainer.explain(waveform, rate, target, threshold, contrast), source=source)
     if rate == explainer.sample_rate: return heard
     own, n, device = native_stft(explainer.stft, explainer.sample_rate, rate), waveform.shape[-1], explainer.device
     spectrum = torch.polar(*own(waveform[0].to(device)))
@@ -495,7 +497,7 @@ def at_native_rate(
     sounds = SoundStream(own).push(masked_spectra(spectrum, mask, explainer.domain, scale), n).cpu()
     both, gain_db = fit_peak(sounds)
     p = explainer.classify(both[:1], rate)[0]
-    rival = {} if heard.against is None else dict(contrast_heard=p[heard.labels.index(heard.against)].item())
+    rival = {} if heard.contrast is None else dict(contrast_heard=p[heard.labels.index(heard.contrast)].item())
     return replace(heard, mask=mask.cpu(), magnitude=scale * spectrum.abs().cpu(), waveform=waveform, audio=both[:1], residual=both[1:],
                    sample_rate=rate, hop_length=own.hop_length, gain_db=gain_db, probability_heard=p[heard.class_index].item(), **rival)
 
@@ -604,7 +606,7 @@ class LongExplanation:
     labels: list # class names
     source: str # file that was explained, or None
     target: str # class that was explained throughout; None: the one decided in each window
-    against: str # class that it was held against; None: none
+    contrast: str # contrast class; None: none
     threshold: float # at which the mask was rounded; None: soft
     duration_s: float # of the recording
     window_s: float # of a window
@@ -651,7 +653,7 @@ def sentence(self:LongExplanation) -> str: # a sentence or three
     said = ', '.join(f'{name} {x:.0%}' for name, x in share.head(5).items()) + (', …' if len(share) > 5 else '')
     about = f"{clock(self.duration_s)} in {len(t)} window{'s' * (len(t) > 1)} of {self.window_s:g} s. The classifier says, by time: {said}."
     if not (loud := t[t.level_db > SILENT_DB]).size: return about
-    asked = '' if self.target is None else f" This explains {self.target!r}{f', and not {self.against!r},' if self.against else ''} throughout, which has {loud.probability.mean():.2f} on average."
+    asked = '' if self.target is None else f" This explains {self.target!r}{f', and not {self.contrast!r},' if self.contrast else ''} throughout, which has {loud.probability.mean():.2f} on average."
     on_parts = f" On what is let through, {loud.kept.mean():.0%} of the spectrogram, the class explained has {loud.probability_masked_in.mean():.2f} on average; on the rest, {loud.probability_masked_out.mean():.2f}."
     return about + asked + (on_parts if self.judged else f" {loud.kept.mean():.0%} of the spectrogram is let through.")
 
@@ -841,7 +843,7 @@ def explain_stream(
     batch_size:int=8, # windows at a time
     block_s:float=10., # length of blocks in seconds
     suffix:str='.wav', # of the sounds, one of `AUDIO_FORMATS`
-    against=None, # class to hold `target` against, its name or index: what speaks for the target rather than for this one?
+    contrast=None, # class to hold `target` contrast, its name or index: what speaks for the target rather than for this one?
     progress:bool=True, # show a progress bar, in seconds of sound
 ) -> LongExplanation: # which refers to the files in the folder
     "Explain a recording of any length from file to file, in memory that does not grow with it; raises as `LMAC.explain`"
@@ -849,16 +851,16 @@ def explain_stream(
     began, plan = time.perf_counter(), window_plan(explainer, window_s, overlap, edge)
     if suffix not in AUDIO_FORMATS: raise ValueError(f"suffix must be one of {', '.join(AUDIO_FORMATS)}. Found: {suffix!r}")
     if threshold is not None: binarize(torch.zeros(1), threshold)
-    target, against = (None if k is None else explainer.class_index(k) for k in (target, against))
-    if against is not None and target is None: raise ValueError("A class is held against another one: name the target too.")
-    masks = MaskStream(explainer, *plan, target, threshold, judge, batch_size, against)
+    target, contrast = (None if k is None else explainer.class_index(k) for k in (target, contrast))
+    if contrast is not None and target is None: raise ValueError("A contrast class needs a target: name the target too. Found: target=None.")
+    masks = MaskStream(explainer, *plan, target, threshold, judge, batch_size, contrast)
     with sound_blocks(source, sample_rate, block_s) as (rate, n, blocks):
         stream = ExplanationStream(masks, rate, native_rate)
         with closing(seconds_bar(blocks, rate, n, progress)) as shown: gain = write_stream(stream, shown, Path(out_folder), suffix)
     duration_s = stream.down.n_taken / rate
     found = LongExplanation(folder=Path(out_folder), timeline=timeline_table(masks.rows, explainer, duration_s), labels=list(explainer.labels),
         source=str(source) if isinstance(source, (str, Path)) else None, target=None if target is None else explainer.labels[target],
-        against=None if against is None else explainer.labels[against], threshold=threshold,
+        contrast=None if contrast is None else explainer.labels[contrast], threshold=threshold,
         duration_s=duration_s, window_s=window_s or explainer.classifier.duration_s, overlap=overlap, sample_rate=stream.sample_rate,
         gain_db=20 * math.log10(gain), seconds=time.perf_counter() - began, suffix=suffix)
     found.save()

@@ -1,6 +1,6 @@
 // The player: makes a figure of pictures and <audio> elements one instrument with a playhead.
 //
-// The figure is plain HTML made by `player_html` in notebook 12 and works without this script, as a picture with audio elements.
+// The figure is plain HTML made by `lmac.player.figure_html` and works without this script, as a picture with audio elements.
 // The script takes the sounds out of these elements, plays all of them at once, in step to the sample, and lets one be heard. So the
 // position survives a switch by construction. `lmacPlayer(figure)` returns what a widget or a test needs to drive it.
 function lmacPlayer(figure) {

@@ -1,5 +1,5 @@
 // The listening study as a page: one trial after the other, each answer kept in the browser's storage before the next is shown.
-// The plan (trials, orders, sounds) is in the page as JSON; a line of the file that is saved is what notebook 13 writes itself.
+// The plan (trials, orders, sounds) is in the page as JSON; a line of the file that is saved is what `lmac.listen.study` writes itself.
 function lmacStudy(document) {
   const plan = JSON.parse(document.getElementById('plan').textContent), main = document.getElementById('study')
   const element = (tag, attributes = {}, ...children) => {
