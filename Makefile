@@ -1,4 +1,4 @@
-# The doc site without Quarto, in _site/: what continuous integration and the browser tests look at
+# Plain pages without Quarto, in _site/: what the browser tests look at
 .PHONY: site
 site:
 	python docs/render.py --out _site

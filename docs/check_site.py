@@ -34,7 +34,7 @@ class Reader(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
-        if "id" in attrs: self.ids.append(attrs["id"])
+        if "id" in attrs and tag != "link": self.ids.append(attrs["id"])   # Quarto's styles, light and dark, share theirs
         self.refs += [attrs[k] for k in ("href", "src") if attrs.get(k)]
         if tag == "img" and "alt" not in attrs: self.mute.append(attrs.get("src", "")[:80])
 
@@ -91,7 +91,7 @@ def serious(page, # Playwright's
            ) -> list: # of sentences
     "What axe-core calls serious or critical"
     from axe_playwright_python.sync_playwright import Axe
-    found = Axe().run(page, options=dict(runOnly=rules) if rules else None).response["violations"]
+    found = Axe().run(page, options=dict(resultTypes=["violations"]) | (dict(runOnly=rules) if rules else {})).response["violations"]
     return [f"{v['id']} at {len(v['nodes'])} places: {v['nodes'][0]['html'][:150]}" for v in found if v["impact"] in ("serious", "critical")]
 
 

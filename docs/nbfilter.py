@@ -60,6 +60,7 @@ class page_links(Processor):
     def cell(self, cell):
         if cell.cell_type != "markdown": return
         add_links(cell)
+        cell.source = re.sub(r"\[(`_\w+`)\]\([^)]*\)", r"\1", cell.source)   # a private definition has no heading
         cell.source = self.url.sub(lambda m: self.pages.get(m[1], m[0]), cell.source)
 
 

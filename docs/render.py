@@ -75,7 +75,7 @@ def page_markdown(notebook:dict # from `site_notebook`
 
 
 def render_page(path:str, # of a notebook, from the top of the repository
-                order:list, # of all of them, for the links at the foot
+                order:list, # of all of them, for the links to the pages before and after
                 out:Path, # folder for the site
                 ) -> Path:
     "Write one page"
@@ -85,7 +85,8 @@ def render_page(path:str, # of a notebook, from the top of the repository
     body = pypandoc.convert_text(source, "html", format="markdown", extra_args=["--mathml", "--syntax-highlighting=none", "--wrap=preserve"])
     body = re.sub(r'(href="(?!\w+:)[^"#]+)\.ipynb', r"\1.html", body)
     title = html.unescape(re.sub("<.*?>", "", re.search("<h1.*?>(.*?)</h1>", body, re.S)[1]))
-    links = "\n".join(f'<a href="{os.path.relpath((out/p).with_suffix(".html"), file.parent)}">{Path(p).stem}</a>' for p in order)
+    k = order.index(path)
+    links = "\n".join(f'<a href="{os.path.relpath((out/p).with_suffix(".html"), file.parent)}">{Path(p).stem}</a>' for p in order[max(k - 1, 0):k + 2] if p != path)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
                     f'<title>{html.escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style>'

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['AUDIO_FORMATS', 'SOURCES', 'check_sample_rate', 'check_waveform', 'to_mono', 'resample_ratio', 'resample', 'rms_db',
            'fit_peak', 'write_atomically', 'encode_audio', 'save_audio', 'check_complete', 'check_audio_file',
-           'load_audio', 'data_uri', 'play', 'contour', 'place', 'uniform', 'Scene', 'make_scene']
+           'file_errors', 'load_audio', 'data_uri', 'play', 'contour', 'place', 'uniform', 'Scene', 'make_scene']
 
 # %% ../nbs/00_audio.ipynb #00audio002
 import base64, html, io, math, os, re, uuid, zlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import wraps
@@ -226,6 +226,16 @@ def check_audio_file(
     path.open('rb').close()  # a file that may not be read raises PermissionError here
     return path
 
+@contextmanager
+def file_errors(
+    path:Path, # of the file that is being read
+):
+    "What libsndfile says of a damaged file, as a `ValueError`"
+    try: yield
+    except sf.LibsndfileError as error:
+        raise ValueError(f"{path} is damaged, cut off or no audio ({error.error_string.strip() or error}). "
+                         "Fetch it again, or convert it to wav, flac, ogg or mp3.") from error
+
 # %% ../nbs/00_audio.ipynb #00audio042
 def load_audio(
     path:str|Path, # wav, flac, ogg or mp3 (whatever libsndfile reads), any rate, bit depth and channel count
@@ -239,10 +249,7 @@ def load_audio(
     for name, value in (('start_s', start_s), ('duration_s', duration_s)):
         if value is not None and not (math.isfinite(value) and (value > 0 or name == 'start_s' and value == 0)):
             raise ValueError(f"{name} must be a positive number of seconds. Found: {value}.")
-    try: samples, rate = _read(path, start_s, duration_s)
-    except sf.LibsndfileError as error:
-        raise ValueError(f"{path} is damaged, cut off or no audio ({error.error_string.strip() or error}). "
-                         "Fetch it again, or convert it to wav, flac, ogg or mp3.") from error
+    with file_errors(path): samples, rate = _read(path, start_s, duration_s)
     waveform = check_waveform(torch.from_numpy(samples.T).contiguous(), f"the sound in {path}")
     if mono: waveform = to_mono(waveform)
     new_rate = rate if sample_rate is None else check_sample_rate(sample_rate)
@@ -465,7 +472,6 @@ def _crying_baby(n_samples, sample_rate, generator):
         yield start_s + length/sample_rate + 0.1, 0.06*gasp*contour(len(gasp), (0, 0), (0.6, 1), (1, 0))
         start_s += length/sample_rate + 0.4
 
-# %% ../nbs/00_audio.ipynb #00audio075
 @_source
 def _sneezing(n_samples, sample_rate, generator):
     "Ah-choo: a drawn breath, then one explosive burst that dies away, every five seconds"

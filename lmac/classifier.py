@@ -110,7 +110,7 @@ def first_tensor(
     while isinstance(output, (tuple, list)) and output: output = output[0]
     return output
 
-# %% ../nbs/04_classifier.ipynb #04classifierx002
+# %% ../nbs/04_classifier.ipynb #04classifierx005
 def one_map(
     outputs:list, # what the hook collected for this layer in one forward pass
     name:str, # the layer's name, for messages
@@ -180,7 +180,7 @@ def at_phase(self:TappedClassifier,
     try: yield self
     finally: self.standing_phase = before
 
-# %% ../nbs/04_classifier.ipynb #04classifierx003
+# %% ../nbs/04_classifier.ipynb #04classifierx006
 @patch
 def forward(self:TappedClassifier,
     magnitude:Tensor, # magnitude spectrogram `(batch, freq, frame)`

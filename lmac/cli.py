@@ -54,7 +54,7 @@ def one_line_errors(
         print(f"{command}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
 
-# %% ../nbs/13_cli.ipynb #13clix003
+# %% ../nbs/13_cli.ipynb #13clix001
 def command(
     func, # with documented parameters
 ): # the same; called without arguments by a script, it reads those of the command line

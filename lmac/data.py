@@ -181,7 +181,6 @@ def waveforms(self:ClipDataset) -> Tensor: # `(clip, time)`, float32
     whole = torch.equal(self._rows, torch.arange(len(self._cached)))
     return self._cached if whole else self._cached[self._rows]
 
-# %% ../nbs/03_data.ipynb #02data044
 @patch
 def subset(self:ClipDataset,
     which, # boolean mask over the clips, or their indices

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPE', 'AUGMENTATION', 'CLASS_AGNOSTIC', 'LMAC', 'training_clips']
 
-# %% ../nbs/11_explain.ipynb #11explainx060
+# %% ../nbs/11_explain.ipynb #11explainx003
 import json, tempfile, warnings
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from .pretrained import SAMPLE, load_explainer, model_card, save_explainer
 from .spectrogram import STFT, default_stft
 from .training import ExplainerTask, fit_task
 
-# %% ../nbs/11_explain.ipynb #11explainx063
+# %% ../nbs/11_explain.ipynb #11explainx006
 class LMAC:
     "Listenable maps for an audio classifier: what it predicts, and what the prediction rests on (arXiv 2403.13086)"
     def __init__(self,
@@ -61,7 +61,7 @@ class LMAC:
         if self.provenance.get('untrained'): return f"LMAC({len(self.labels)} classes at {self.sample_rate} Hz, not trained yet: see fit)"
         return f"LMAC({len(self.labels)} classes at {self.sample_rate} Hz: {', '.join(self.labels[:4])}, …)"
 
-# %% ../nbs/11_explain.ipynb #11explainx064
+# %% ../nbs/11_explain.ipynb #11explainx007
 @patch
 @torch.no_grad()
 def check_parts(self:LMAC):
@@ -78,7 +78,7 @@ def check_parts(self:LMAC):
         raise ValueError(f"The decoder draws masks of {found} frequencies, the STFT gives {self.stft.n_freqs}. "
                          "It was made for another STFT: make one with MaskDecoder.for_classifier.")
 
-# %% ../nbs/11_explain.ipynb #11explainx066
+# %% ../nbs/11_explain.ipynb #11explainx009
 @patch
 def class_index(self:LMAC,
     target, # class name or index
@@ -104,7 +104,7 @@ def resolve_target(self:LMAC,
                          f"Found target {self.labels[target[i]]!r} for clip {i}: leave the target out.")
     return target
 
-# %% ../nbs/11_explain.ipynb #11explainx067
+# %% ../nbs/11_explain.ipynb #11explainx010
 @patch
 @torch.inference_mode()
 def attribute(self:LMAC,
@@ -118,7 +118,7 @@ def attribute(self:LMAC,
     logits, maps = self.classifier.with_taps(magnitude.to(self.device), None if phase is None else phase.to(self.device))
     return self.predict_mask(maps, magnitude.shape[-1], self.resolve_target(logits, target), threshold, contrast)
 
-# %% ../nbs/11_explain.ipynb #11explainx068
+# %% ../nbs/11_explain.ipynb #11explainx011
 @patch
 def predict_mask(self:LMAC,
     maps:list, # tapped maps, each `(batch, channel, freq, frame)`
@@ -136,7 +136,7 @@ def predict_mask(self:LMAC,
         mask = mask * (1 - self.fast_decoder(maps, n_frames, contrast))
     return mask if threshold is None else binarize(mask, threshold)
 
-# %% ../nbs/11_explain.ipynb #11explainx075
+# %% ../nbs/11_explain.ipynb #11explainx018
 @patch
 def prepare(self:LMAC,
     waveform:Tensor, # `(time)`, `(channel, time)` or `(batch, channel, time)`, within ±1
@@ -155,7 +155,7 @@ def magnitude_phase(self:LMAC,
     shortest = int(self.classifier.duration_s * self.sample_rate)
     return self.stft(F.pad(waveform, (0, max(0, shortest - waveform.shape[-1]))))
 
-# %% ../nbs/11_explain.ipynb #11explainx076
+# %% ../nbs/11_explain.ipynb #11explainx019
 @patch
 def probabilities_of(self:LMAC,
     magnitude:Tensor, # `(batch, freq, frame)`
@@ -173,7 +173,7 @@ def classify(self:LMAC,
     "Class probabilities, in the order of `labels`"
     return self.probabilities_of(*self.magnitude_phase(self.prepare(waveform, sample_rate)))
 
-# %% ../nbs/11_explain.ipynb #11explainx079
+# %% ../nbs/11_explain.ipynb #11explainx022
 @patch
 @torch.inference_mode()
 def apply_and_resynthesize(self:LMAC,
@@ -205,7 +205,7 @@ def masked_parts(self:LMAC,
     found = dict(target=target, magnitude=magnitude, mask=mask, probabilities=self.classifier.probabilities(logits))
     return found | self.apply_and_resynthesize(magnitude, phase, mask, waveform.shape[-1])
 
-# %% ../nbs/11_explain.ipynb #11explainx081
+# %% ../nbs/11_explain.ipynb #11explainx024
 @patch
 def explain(self:LMAC,
     audio, # path, list of paths, or waveform `(time)`, `(channel, time)`, `(batch, channel, time)`
@@ -229,7 +229,7 @@ def explain(self:LMAC,
     found = [self.make_explanation(row, threshold, source, contrast) for row in rows]
     return found if getattr(audio, 'ndim', 2) == 3 else found[0]
 
-# %% ../nbs/11_explain.ipynb #11explainx082
+# %% ../nbs/11_explain.ipynb #11explainx025
 @patch
 def make_explanation(self:LMAC, row, threshold, source, contrast=None):
     "An `Explanation` of one clip: a row of `masked_parts` and its 'waveform' `(time,)`; threshold, file and contrast index, or None"
@@ -244,7 +244,7 @@ def make_explanation(self:LMAC, row, threshold, source, contrast=None):
         probability_masked_in=row['probabilities_in'][index].item(), probability_heard=heard[index].item(),
         probability_masked_out=row['probabilities_out'][index].item(), **rival)
 
-# %% ../nbs/11_explain.ipynb #11explainx086
+# %% ../nbs/11_explain.ipynb #11explainx029
 @patch
 def save_pretrained(self:LMAC,
     folder, # made if it is not there
@@ -270,7 +270,7 @@ def from_pretrained(cls:LMAC,
     "Load an explainer; raises `FileNotFoundError` or `ValueError` for what is missing, damaged or does not fit"
     return cls(**load_explainer(name, classifier, **hub))
 
-# %% ../nbs/11_explain.ipynb #11explainx089
+# %% ../nbs/11_explain.ipynb #11explainx032
 @patch
 def write_share(self:LMAC,
     folder, # made if it is not there
@@ -290,7 +290,7 @@ def write_share(self:LMAC,
     Path(folder, 'README.md').write_text(card, encoding='utf-8')
     return folder
 
-# %% ../nbs/11_explain.ipynb #11explainx090
+# %% ../nbs/11_explain.ipynb #11explainx033
 @patch
 def push_to_hub(self:LMAC,
     repo_id:str, # 'user/name'
@@ -310,7 +310,7 @@ def push_to_hub(self:LMAC,
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message, **upload)
 
-# %% ../nbs/11_explain.ipynb #11explainx093
+# %% ../nbs/11_explain.ipynb #11explainx036
 @patch(cls_method=True)
 def for_classifier(cls:LMAC,
     model:nn.Module, # features to logits `(batch, class)`; or a `TappedClassifier`, which has all that follows
@@ -339,7 +339,7 @@ def for_classifier(cls:LMAC,
         if labels is None: model.labels = default_labels(model, stft)
     return cls(model, MaskDecoder.for_classifier(model, stft, **decoder), stft, domain, dict(untrained=True))
 
-# %% ../nbs/11_explain.ipynb #11explainx097
+# %% ../nbs/11_explain.ipynb #11explainx040
 RECIPE = dict(weight_in=6., weight_out=.4, weight_sparsity=3., weight_complement=4.) # of the masking loss, as for the bundled explainer
 AUGMENTATION = dict(targets='sampled', p_absent=.15, p_mix=.75, p_noise=.3, snr_low_db=-3., snr_high_db=15.) # of its training
 CLASS_AGNOSTIC = dict(targets='predicted', p_absent=0.) # for class-agnostic decoders
@@ -363,7 +363,7 @@ def training_clips(
     sounds = F.pad(sounds, (0, max(0, n_samples - sounds.shape[1])))
     return TensorDataset(sounds, torch.zeros(len(sounds), dtype=torch.long))
 
-# %% ../nbs/11_explain.ipynb #11explainx099
+# %% ../nbs/11_explain.ipynb #11explainx042
 @patch
 def fit(self:LMAC,
     sounds, # what to train on: `ClipDataset`, waveforms `(clip, time)` at the classifier's rate, a folder, or a list of files
@@ -395,7 +395,7 @@ def fit(self:LMAC,
     self.provenance = dict(trained_with=json.loads(json.dumps(made, default=lambda x: x.__stored_args__)))  # of a loss, its weights
     return pd.DataFrame(fitted.history)
 
-# %% ../nbs/11_explain.ipynb #11explainx100
+# %% ../nbs/11_explain.ipynb #11explainx043
 @patch
 def set_decoder(self:LMAC, decoder):
     "Use a decoder, after its weights have changed"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOUNDS', 'STYLE', 'READING', 'Explanation']
 
-# %% ../nbs/10_explanation.ipynb #10explanationx003
+# %% ../nbs/10_explanation.ipynb #10explanationx028
 import base64, html, io, json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from .player import figure_html, player_script
 from .pretrained import write_files
 from .spectrogram import show_mask, show_spectrogram
 
-# %% ../nbs/10_explanation.ipynb #10explanationx007
+# %% ../nbs/10_explanation.ipynb #10explanationx032
 @dataclass(repr=False)
 class Explanation:
     "What a classifier predicts for a clip, and the part of the sound that the prediction rests on"
@@ -61,7 +61,7 @@ class Explanation:
     @property
     def silent(self): return not self.waveform.any().item()
 
-# %% ../nbs/10_explanation.ipynb #10explanationx011
+# %% ../nbs/10_explanation.ipynb #10explanationx036
 SOUNDS = {'waveform': 'Input', 'audio': 'Explanation', 'residual': 'Residual'} # what can be heard, as the player names it
 
 @patch
@@ -75,7 +75,6 @@ def summary(self:Explanation) -> dict: # plain numbers and strings
                 gain_db=self.gain_db, silent=self.silent, sample_rate=self.sample_rate, duration_s=self.duration_s,
                 probabilities={self.labels[i]: self.probabilities[i].item() for i in ranked}, lmac_version=__version__)
 
-# %% ../nbs/10_explanation.ipynb #10explanationx012
 @patch
 def sentence(self:Explanation) -> str: # a sentence
     "The explanation in words"
@@ -90,7 +89,7 @@ def sentence(self:Explanation) -> str: # a sentence
     verdict = '' if self.probability_heard > .5 else f" Not much in this recording speaks for {self.label!r}."
     return f"{says}. This explains {self.label!r}, which has {self.probability:.2f}. {on_parts}{verdict}"
 
-# %% ../nbs/10_explanation.ipynb #10explanationx015
+# %% ../nbs/10_explanation.ipynb #10explanationx039
 @patch
 def figure(self:Explanation,
     width:float=9., # inches
@@ -117,7 +116,7 @@ def png(self:Explanation) -> bytes: # a PNG file
     self.figure().savefig(file, format='png')
     return file.getvalue()
 
-# %% ../nbs/10_explanation.ipynb #10explanationx018
+# %% ../nbs/10_explanation.ipynb #10explanationx042
 STYLE = """<style>.lmac{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto}.lmac img{max-width:100%}
 .lmac th{text-align:left;font-weight:400}.lmac td,.lmac th{padding:0 1em 0 0;font-variant-numeric:tabular-nums}.lmac meter{width:8rem}</style>"""
 
@@ -138,7 +137,7 @@ def player(self:Explanation, *args, **kwargs) -> str: # HTML; raises as `player_
     "The player of this explanation"
     return player_script(self.player_figure(*args, **kwargs))
 
-# %% ../nbs/10_explanation.ipynb #10explanationx019
+# %% ../nbs/10_explanation.ipynb #10explanationx043
 @patch
 def bars(self:Explanation,
     n:int=5, # how many classes
@@ -163,7 +162,7 @@ def _repr_html_(self:Explanation):
 @patch
 def __repr__(self:Explanation): return f"Explanation: {self.sentence()}"
 
-# %% ../nbs/10_explanation.ipynb #10explanationx020
+# %% ../nbs/10_explanation.ipynb #10explanationx044
 @patch
 def report(self:Explanation) -> str: # a whole HTML page
     "A page of its own: the same as in Jupyter, with the numbers explained"
@@ -177,7 +176,7 @@ READING = ("The mask was trained so that the classifier keeps its prediction on 
            "<em>probability_heard</em> is the classifier's verdict on the very sound that is played as the explanation. An explanation "
            "says what the classifier listens to; it does not say that the classifier is right.")
 
-# %% ../nbs/10_explanation.ipynb #10explanationx023
+# %% ../nbs/10_explanation.ipynb #10explanationx047
 @patch
 def save(self:Explanation,
     folder, # made if it is not there

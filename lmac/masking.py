@@ -124,7 +124,7 @@ def energy_fraction(
     energy = magnitude.square()
     return (mask * energy).sum((1, 2)) / energy.sum((1, 2)).clamp_min(1e-12)
 
-# %% ../nbs/07_masking.ipynb #07maskingx001
+# %% ../nbs/07_masking.ipynb #07maskingx005
 class ExtendedMaskingLoss(MaskingLoss):
     "The masking objective with the terms above, absent targets, and guidance for fine-tuning; all are off by default"
     def __init__(self,
@@ -144,7 +144,7 @@ class ExtendedMaskingLoss(MaskingLoss):
 
     def unguided(self): return type(self)(**self.__stored_args__ | dict(guidance=None))
 
-# %% ../nbs/07_masking.ipynb #07maskingx002
+# %% ../nbs/07_masking.ipynb #07maskingx006
 @patch
 def per_clip(self:ExtendedMaskingLoss,
     logits_in:Tensor, # `f(M ⊙ X)`, `(batch, class)`

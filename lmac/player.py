@@ -106,7 +106,7 @@ def figure_html(
             f'<div class="lmac-s" aria-hidden="true">{s}</div></div><div class="lmac-sounds" role="group" aria-label="Sound"></div>'
             f'<div class="lmac-tools"></div><div class="lmac-plain">{plain}</div><p class="lmac-says" aria-live="polite">{html.escape(says)}</p></figure>')
 
-# %% ../nbs/02_player.ipynb #02playerx001
+# %% ../nbs/02_player.ipynb #02playerx002
 def player_script(
     figure:str, # from `figure_html`
 ) -> str: # HTML that works wherever it is put

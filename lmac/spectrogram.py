@@ -190,7 +190,7 @@ def show_mask(
     "Picture of a `mask` over seconds and kilohertz: dark is left out, bright is kept"
     return _draw(mask, sample_rate, hop_length, ax, title, 'kept' if colorbar else '', cmap='viridis', vmin=0, vmax=1)
 
-# %% ../nbs/01_spectrogram.ipynb #01spectrogramx005
+# %% ../nbs/01_spectrogram.ipynb #01spectrogramx002
 def default_stft(
     sample_rate:int, # Hz
 ) -> STFT: # with windows of 46 to 93 ms, a quarter of which is the hop

@@ -1,27 +1,26 @@
-"""What a person sees and hears in a browser: the player, the study, the site and the widgets, operated in headless Chromium.
+"""What a person sees and hears in a browser: the player, the study and the pages, operated in headless Chromium.
 
 Effects are checked on samples and scores, not only on what is drawn. Every page is opened without network: a request to another host fails the test.
 """
-import functools
-import html.parser
-import http.server
 import json
 import re
-import shutil
-import threading
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from lmac.audio import make_scene
 from lmac.player import player_html
 from lmac.spectrogram import STFT
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         "--autoplay-policy=no-user-gesture-required"]
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/"docs"))
+from check_site import CHROMIUM, FLAGS, dead_links, page_problems, served, site_pages, watch  # noqa: E402
+from render import reading_order  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -40,15 +39,13 @@ def new_page(browser):
     def make(url, **options):
         context = browser.new_context(accept_downloads=True, **options)
         page = context.new_page()
-        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: complaints.append(str(e)))
-        page.on("request", lambda r: complaints.append(f"asked for {r.url}") if not re.match(r"(data|blob|file):|http://127\.0\.0\.1", r.url) else None)
         contexts.append(context)
+        complaints.append(watch(page))
         page.goto(url)
         return page
     yield make
     for context in contexts: context.close()
-    assert not complaints, complaints
+    assert not any(complaints), complaints
 
 
 # the player
@@ -191,16 +188,15 @@ def test_without_scripts_there_are_pictures_and_sounds(new_page, player_file):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_site_puts_nothing_between_shade_and_picture(new_page, player_file, tmp_path, theme):
-    "Pictures of a page have a white background, for dark themes; behind the shade it would wash out what the mask lets through"
-    css = (Path(__file__).parent.parent/"docs"/"site.css").read_text()
-    player = re.search("<figure.*</script>", player_file[0].read_text(), re.S)[0]
-    style = re.search("<style>.*?</style>", player_file[0].read_text(), re.S)[0]
-    for name, styles in dict(site=f"<style>{css}</style>", player=f'<style>main img[src^="data:image/png"] {{ background: #fff }}</style>{style}').items():   # each is enough by itself
-        (tmp_path/f"{name}.html").write_text(f'<!doctype html><html lang="en" data-theme="{theme}"><meta charset="utf-8"><title>x</title>{styles}<main>{player}<img id="other" alt="" src="data:image/png;base64,"></main>')
-        page = new_page((tmp_path/f"{name}.html").as_uri(), color_scheme=theme)
-        def background(selector): return page.locator(selector).evaluate("e => getComputedStyle(e).backgroundColor")
-        assert background("img.lmac-mask") == "rgba(0, 0, 0, 0)" and background("#other") == "rgb(255, 255, 255)"
+def test_a_page_puts_nothing_between_shade_and_picture(new_page, player_file, tmp_path, theme):
+    "A page may give its pictures a white background, for dark themes; behind the shade it would wash out what the mask lets through"
+    text = player_file[0].read_text()
+    player, style = re.search("<figure.*</script>", text, re.S)[0], re.search("<style>.*?</style>", text, re.S)[0]
+    page_style = '<style>main img[src^="data:image/png"] { background: #fff }</style>'
+    (tmp_path/"page.html").write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>x</title>{page_style}{style}<main>{player}<img id="other" alt="" src="data:image/png;base64,"></main>')
+    page = new_page((tmp_path/"page.html").as_uri(), color_scheme=theme)
+    def background(selector): return page.locator(selector).evaluate("e => getComputedStyle(e).backgroundColor")
+    assert background("img.lmac-mask") == "rgba(0, 0, 0, 0)" and background("#other") == "rgb(255, 255, 255)"
 
 
 def test_it_fits_a_telephone(new_page, player_file):
@@ -287,102 +283,39 @@ def test_the_sounds_of_a_trial_are_those_of_the_plan(new_page, study):
 # the site
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    "The whole site, as `make site` renders it"
-    import subprocess
-    import sys
-    out = tmp_path_factory.mktemp("site")/"site"
-    found = subprocess.run([sys.executable, Path(__file__).parent.parent/"docs"/"render.py", "--out", out], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr[-2000:]
+def site(tmp_path_factory, worker_id):
+    "All pages, as `make site` makes them: once, whichever process of pytest-xdist comes first"
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master": folder = folder.parent
+    out = folder/"site"
+    with FileLock(folder/"site.lock"):
+        if not (out/"index.html").is_file(): subprocess.run([sys.executable, ROOT/"docs"/"render.py", "--out", out], check=True)
     return out
 
 
 @pytest.fixture(scope="session")
-def pages(site): return sorted(p for p in site.rglob("*.html") if p != site/"index.html")   # that one only leads on
+def address(site):
+    with served(site) as address: yield address
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args): pass
+def test_links_anchors_and_alternative_texts(site):
+    pages = site_pages(site)
+    assert len(pages) == len(reading_order()) and sum(p.read_text().count("<audio") for p in pages) > 20
+    assert not (problems := dead_links(site)), "\n".join(problems)
 
 
-@pytest.fixture(scope="session")
-def at(site):
-    "Addresses of the site's pages, served by this computer"
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield lambda page: f"http://127.0.0.1:{server.server_port}/{page.relative_to(site).as_posix()}"
-    server.shutdown()
+@pytest.mark.parametrize("path", reading_order(), ids=lambda p: p.removeprefix("nbs/").removesuffix(".ipynb"))
+def test_a_page_opens_fits_sounds_and_can_be_used_by_all(browser, address, path):
+    "No complaint of the browser, no other host, nothing wider than a telephone, all sounds play, and nothing that axe-core calls serious"
+    assert not (problems := page_problems(browser, f"{address}/{Path(path).with_suffix('.html')}")), "\n".join(problems)
 
 
-class Reader(html.parser.HTMLParser):
-    "Ids, references, and images without a word"
-    def __init__(self):
-        super().__init__()
-        self.ids, self.refs, self.mute = [], [], 0
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        if "id" in attrs: self.ids.append(attrs["id"])
-        self.refs += [attrs[k] for k in ("href", "src") if attrs.get(k)]
-        self.mute += tag == "img" and "alt" not in attrs
-
-
-def read(file):
-    reader = Reader()
-    reader.feed(file.read_text())
-    return reader
-
-
-@pytest.mark.slow
-def test_links_anchors_and_sizes(site, pages):
-    found, wrong = {p.resolve(): read(p) for p in pages}, []
-    for page, reader in found.items():
-        assert page.stat().st_size < 5e6 and not reader.mute, page
-        for ref in reader.refs:
-            if re.match(r"[a-z]+:", ref): continue
-            path, _, anchor = ref.partition("#")
-            target = (page.parent/path).resolve() if path else page
-            if not target.exists() or (anchor and target in found and anchor not in found[target].ids): wrong.append((page.name, ref))
-    assert not wrong
-
-
-@pytest.mark.slow
-def test_every_page_opens_fits_and_can_be_used_by_all(new_page, pages, at):
-    "No complaint of the browser, nothing wider than a telephone, and nothing that axe-core calls serious"
-    from axe_playwright_python.sync_playwright import Axe
-    problems = []
-    for theme in ("light", "dark"):
-        page = new_page("about:blank", viewport=dict(width=400, height=800), color_scheme=theme)
-        for file in pages:
-            page.goto(at(file))
-            if (width := page.evaluate("document.documentElement.scrollWidth")) > 400: problems.append((file.name, f"{width} px wide"))
-            for v in Axe().run(page).response["violations"]:
-                if v["impact"] in ("serious", "critical"): problems.append((file.name, theme, v["id"], len(v["nodes"]), v["nodes"][0]["html"][:150]))
-    assert not problems, "\n".join(map(str, problems))
-
-
-@pytest.mark.slow
-def test_every_sound_of_the_site_plays(new_page, pages):
-    page = new_page("about:blank")
-    heard = 0
-    for file in pages:
-        if "<audio" not in file.read_text(): continue
-        page.goto(file.as_uri())
-        durations = page.evaluate("""Promise.all([...document.querySelectorAll('audio')].map(async a => {
-            const bytes = Uint8Array.from(atob(a.src.slice(a.src.indexOf(',') + 1)), c => c.charCodeAt(0)).buffer
-            return (await new OfflineAudioContext(1, 1, 16000).decodeAudioData(bytes)).duration }))""")
-        assert all(d > 0 for d in durations), file
-        heard += len(durations)
-    assert heard > 20
-
-
-@pytest.mark.slow
-def test_search_and_dark_mode(new_page, site):
-    page = new_page((site/"nbs"/"index.html").as_uri(), color_scheme="light")
-    page.get_by_label("Search").fill("insertion deletion")
-    first = page.locator("#found a").first
-    assert first.inner_text() == "Benchmark"
-    page.get_by_role("button", name="Dark mode").click()
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
-    first.click()
-    assert page.locator("h1").inner_text() == "Benchmark" and page.evaluate("document.documentElement.dataset.theme") == "dark"
+def test_the_check_of_the_site_finds_what_is_wrong(browser, tmp_path):
+    silent = '<audio controls src="data:audio/wav;base64,AAAA"></audio>'
+    wide = '<div style="width: 500px; color: #aaa; background: #fff">pale</div><img src="b.png">'
+    elsewhere = '<img alt="" src="https://lmac.invalid/a.png"><a href="#no">no</a> <a href="none.html">none</a> <i id="x"></i><i id="x"></i>'
+    (tmp_path/"page.html").write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>x</title><main>{silent}{wide}{elsewhere}</main>')
+    found = "\n".join(dead_links(tmp_path))
+    assert all(text in found for text in ("ids more than once: ['x']", "alternative text: b.png", "#no", "none.html"))
+    with served(tmp_path) as address: found = "\n".join(page_problems(browser, f"{address}/page.html"))
+    assert all(text in found for text in ("asks for https://lmac.invalid", " px wide", "1 sounds that cannot", "image-alt", "color-contrast", "dark: "))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import lmac.models.checkpoints as checkpoints
 from lmac.audio import make_scene
-from lmac.models.checkpoints import (PANNS, PSI_TAPS, POOLS, Published, PublishedDecoder, array_globals, checkpoint_kind, extractor_features, fetch_published,
+from lmac.models.checkpoints import (PANNS, PSI_TAPS, POOLS, PublishedFile, PublishedDecoder, array_globals, checkpoint_kind, extractor_features, fetch_published,
                               from_panns, from_speechbrain, from_transformers, lmac_from_speechbrain, panns_network, panns_settings, read_checkpoint,
                               read_hyperparams, state_dict_of, zenodo_md5)
 from lmac.decoder import MaskDecoder
@@ -264,15 +264,15 @@ def test_download_checked_and_kept(server, tmp_path, monkeypatch):
     torch.save(dict(model=panns_state("Cnn6", 16000, [4, 8, 8, 8], n_classes=2)), tmp_path/"a")
     data = server.files["/cnn6"] = (tmp_path/"a").read_bytes()
     labels = server.files["/labels"] = b'index,mid,display_name\n0,/m/1,"Speech"\n1,/m/2,"Dog, barking"\n'
-    monkeypatch.setitem(PANNS, "Cnn6", Published("Cnn6.pth", f"{server.address}/cnn6", hashlib.md5(data).hexdigest()))
-    monkeypatch.setattr(checkpoints, "AUDIOSET_LABELS", Published("class_labels_indices.csv", f"{server.address}/labels"))
+    monkeypatch.setitem(PANNS, "Cnn6", PublishedFile("Cnn6.pth", f"{server.address}/cnn6", hashlib.md5(data).hexdigest()))
+    monkeypatch.setattr(checkpoints, "AUDIOSET_LABELS", PublishedFile("class_labels_indices.csv", f"{server.address}/labels"))
     monkeypatch.setattr(checkpoints, "AUDIOSET_SHA256", hashlib.sha256(labels).hexdigest())
     for _ in range(2): classifier, _ = from_panns("Cnn6")
     assert classifier.labels == ["Speech", "Dog, barking"] and server.asked == ["/cnn6", "/labels"]   # the second time nothing was fetched
     assert sorted(p.name for p in (tmp_path/"panns").iterdir() if not p.name.startswith(".")) == ["Cnn6.pth", "class_labels_indices.csv"]
     monkeypatch.setattr(checkpoints, "AUDIOSET_SHA256", "0" * 64)
     with pytest.raises(ValueError, match="class_labels_indices.csv is damaged"): from_panns("Cnn6")
-    with pytest.raises(ValueError, match="should have the md5 sum"): fetch_published(Published("b.pth", f"{server.address}/cnn6", "0" * 32))
+    with pytest.raises(ValueError, match="should have the md5 sum"): fetch_published(PublishedFile("b.pth", f"{server.address}/cnn6", "0" * 32))
     assert not (tmp_path/"panns"/"b.pth").exists()
 
 def test_checksum_that_zenodo_states(server, monkeypatch, tmp_path):
@@ -419,7 +419,7 @@ def test_published_explainer_plays(brain, published):
     assert (mask[..., 425:] == mask[..., 424:425]).all() and mask.std() > 1e-3
     explanation = explainer.explain(clip, 16000)
     assert explanation.audio.shape == clip.shape and explanation.audio.isfinite().all()
-    with pytest.raises(ValueError, match="not told the class"): explainer.explain(clip, 16000, target=(explanation.class_index + 1) % 3)
+    with pytest.raises(ValueError, match="decoder is class-agnostic"): explainer.explain(clip, 16000, target=(explanation.class_index + 1) % 3)
 
 def test_published_explainer_without_speechbrain(published):
     code = ("import sys, warnings; warnings.simplefilter('ignore'); sys.modules['speechbrain'] = sys.modules['transformers'] = None\n"

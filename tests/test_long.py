@@ -17,7 +17,7 @@ from lmac.classifier import TappedClassifier
 from lmac.cli import lmac_explain
 from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
-from lmac.scale.long import (ExplanationStream, FrameStream, LongExplanation, MaskGrid, MaskStream, ResampleStream, SoundStream, SoundWriter, at_native_rate, blended_mask,
+from lmac.scale.long import (ExplanationStream, FrameStream, LongExplanation, MaskGrid, MaskStream, ResampleStream, SoundStream, at_native_rate, blended_mask, encode_file,
                        explain_stream, masked_spectra, native_stft, sound_blocks, window_masks, window_plan, window_starts, window_weights)
 from lmac.masking import apply_mask
 from lmac.spectrogram import STFT, LogMel
@@ -118,7 +118,7 @@ def test_the_stream_is_its_windows_one_by_one(explainer, minute, plan, target):
         assert [row['start'] for row in s.rows] == window_starts(magnitude.shape[1], *plan[:2]) and not s.waiting
     assert expected.std() > .001
 
-def test_what_is_judged_is_what_is_heard(explainer, minute):
+def test_what_is_scored_is_what_is_heard(explainer, minute):
     "Each row against the blended mask, put on the window by hand"
     magnitude, phase = explainer.stft(minute[0])
     for threshold in (None, .5):
@@ -331,7 +331,7 @@ def test_the_timeline(explainer, minute, tmp_path):
     p = t[[f'p_{n}' for n in explainer.labels]].to_numpy()
     assert p.sum(1) == pytest.approx(1, abs=1e-5) and (t.predicted_label == np.array(explainer.labels)[p.argmax(1)]).all() and (t.label == t.predicted_label).all()
     assert (t.probability == p.max(1)).all() and t[['probability_masked_in', 'probability_masked_out', 'kept']].stack().between(0, 1).all()
-    assert ex.judged and ex.segments().start_s.iloc[0] == 0 and ex.segments().end_s.iloc[-1] == ex.duration_s
+    assert ex.scored and ex.segments().start_s.iloc[0] == 0 and ex.segments().end_s.iloc[-1] == ex.duration_s
     assert np.allclose(ex.segments().end_s[:-1], ex.segments().start_s[1:]) and ex.segments().windows.sum() == len(t)
     again = LongExplanation.load(tmp_path/'out')
     pd.testing.assert_frame_equal(again.timeline, t, atol=1e-3, check_dtype=False)
@@ -350,12 +350,12 @@ def test_one_class_throughout(explainer, minute, tmp_path):
     with pytest.raises(ValueError, match="no class 'dog'"): explain_stream(explainer, minute, tmp_path/'dog', 16000, target='dog', progress=False)
     assert not (tmp_path/'dog').exists()
 
-def test_without_a_judgement(explainer, minute, tmp_path):
-    ex = explain_stream(explainer, minute, tmp_path/'out', 16000, judge=False, progress=False)
+def test_parts_that_are_not_scored(explainer, minute, tmp_path):
+    ex = explain_stream(explainer, minute, tmp_path/'out', 16000, score_parts=False, progress=False)
     judged = explain_stream(explainer, minute, tmp_path/'judged', 16000, progress=False)
-    assert not ex.judged and judged.judged and (tmp_path/'out/explanation.wav').read_bytes() == (tmp_path/'judged/explanation.wav').read_bytes()
-    assert 'is let through' in ex.sentence() and json.loads((tmp_path/'out/explanation.json').read_text())['means']['probability_masked_in'] is None
-    assert not LongExplanation.load(tmp_path/'out').judged and 'held back' not in [line.get_label() for ax in ex.figure().axes for line in ax.lines]
+    assert not ex.scored and judged.scored and (tmp_path/'out/explanation.wav').read_bytes() == (tmp_path/'judged/explanation.wav').read_bytes()
+    assert 'is kept' in ex.sentence() and json.loads((tmp_path/'out/explanation.json').read_text())['means']['probability_masked_in'] is None
+    assert not LongExplanation.load(tmp_path/'out').scored and 'masked out' not in [line.get_label() for ax in ex.figure().axes for line in ax.lines]
 
 def test_silence(explainer, tmp_path):
     x = torch.cat([torch.zeros(1, 40000), noise(30000)], 1)
@@ -386,7 +386,7 @@ def test_broken_files(explainer, tmp_path):
                           ('no-samples.wav', 'holds no samples'), ('nan.wav', 'nan.wav from 1 s on must be finite')):
         with pytest.raises((ValueError, FileNotFoundError), match=message): explain_stream(explainer, tmp_path/name, tmp_path/'out', block_s=1, progress=False)
         assert not (tmp_path/'out').exists() or names(tmp_path/'out') == []
-    for source, rate, message in ((noise(10), None, 'sample rate'), (noise(10), 0, 'sample_rate'), ([], 16000, 'not a single sample'), (noise(10)[None], 16000, 'One recording'), ([[0., 1.]], 16000, 'must be a tensor')):
+    for source, rate, message in ((noise(10), None, 'sample rate'), (noise(10), 0, 'sample_rate'), ([], 16000, 'needs at least one sample'), (noise(10)[None], 16000, 'One recording'), ([[0., 1.]], 16000, 'must be a tensor')):
         with pytest.raises((ValueError, TypeError), match=message): explain_stream(explainer, source, tmp_path/'out', rate, progress=False)
     for settings, message in ((dict(suffix='.aac'), '.aac'), (dict(threshold=3), 'threshold must be between'), (dict(block_s=0), 'block_s'), (dict(overlap=2), 'overlap')):
         with pytest.raises(ValueError, match=message): explain_stream(explainer, noise(10000), tmp_path/'out', 16000, progress=False, **settings)
@@ -400,35 +400,34 @@ def test_earlier_results_stay_when_something_goes_wrong(explainer, minute, tmp_p
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): explain_stream(explainer, breaks_off(), tmp_path/'out', 16000, progress=False)
     assert contents(tmp_path/'out') == before
-    for name in ('encode', 'place'):
-        calls, method = [], getattr(SoundWriter, name)
-        def fails(self, *args):
-            calls.append(self)
-            if len(calls) == 1 and name == 'encode': return method(self, *args)
-            raise OSError(28, 'No space left on device')
-        with replaced.object(SoundWriter, name, fails), pytest.raises(OSError, match='No space left'): explain_stream(explainer, .5*minute, tmp_path/'out', 16000, progress=False)
+    calls, real = [], long.encode_file
+    def fails(*args):
+        calls.append(args)
+        if len(calls) == 2: raise OSError(28, 'No space left on device')
+        return real(*args)
+    def full(*args): raise OSError(28, 'No space left on device')
+    for name, broken in (('lmac.scale.long.encode_file', fails), ('lmac.pretrained.os.replace', full)):
+        with replaced(name, broken), pytest.raises(OSError, match='No space left'): explain_stream(explainer, .5*minute, tmp_path/'out', 16000, progress=False)
         assert contents(tmp_path/'out') == before  # neither of the two
 
 def test_no_place_to_write(explainer, minute, tmp_path):
     (tmp_path/'file').write_text('mine')
     for out in ('file', 'file/below'):
-        with pytest.raises(OSError, match='Cannot write explanation.wav to the folder .*file.*Name another'): explain_stream(explainer, minute, tmp_path/out, 16000, progress=False)
+        with pytest.raises(OSError, match='Cannot write to the folder .*file.*Name another'): explain_stream(explainer, minute, tmp_path/out, 16000, progress=False)
     with replaced.object(sf.SoundFile, 'write', side_effect=AssertionError), pytest.raises(OSError, match='not all could be written. Name another, or make room'):
         explain_stream(explainer, minute, tmp_path/'out', 16000, progress=False)
     assert names(tmp_path/'out') == [] and (tmp_path/'file').read_text() == 'mine'
 
 def test_wav_files_beyond_4_gigabytes(tmp_path):
     "Are RF64, which has no such limit; no such file is written here"
-    writer = SoundWriter(tmp_path/'a.wav', 16000)
-    writer.write(torch.zeros(1000))
-    class Long:
-        frames = 2_200_000_000
-        def close(self): real.close()
-    real, writer.file = writer.file, Long()
-    writer.encode(1.), writer.place(), writer.discard()
-    assert sf.info(tmp_path/'a.wav').format == 'RF64' and sf.info(tmp_path/'a.wav').frames == 1000 and names(tmp_path) == ['a.wav']
+    sf.write(tmp_path/'a.w64', np.zeros(1000, dtype='float32'), 16000, 'FLOAT')
+    class Long(sf.SoundFile):
+        frames = property(lambda self: 2_200_000_000 if self.name.endswith('w64') else self._info.frames)
+        def blocks(self, *args, **kwargs): yield np.zeros(1000, dtype='float32')
+    with replaced.object(sf, 'SoundFile', Long): encode_file(tmp_path/'a.w64', tmp_path/'a.wav', 1.)
+    assert sf.info(tmp_path/'a.wav').format == 'RF64' and sf.info(tmp_path/'a.wav').frames == 1000
 
-def test_a_decoder_that_is_not_told_the_class(explainer, minute, tmp_path):
+def test_a_class_agnostic_decoder(explainer, minute, tmp_path):
     told_nothing = LMAC(explainer.classifier, MaskDecoder.for_classifier(explainer.classifier, explainer.stft, n_classes=None), explainer.stft)
     explain_stream(told_nothing, minute, tmp_path/'out', 16000, progress=False)
     with pytest.raises(ValueError, match='is class-agnostic'): [explain_stream(told_nothing, minute, tmp_path/name, 16000, target=name, progress=False) for name in explainer.labels]

@@ -191,7 +191,7 @@ def test_public_names_used_nowhere_else_are_few():
 
 
 def test_strings_name_modules_that_exist():
-    "nbdev rewrites imports, not text: `lmac.sanity` in a string, a configuration or a test would go on naming what has moved"
+    "nbdev rewrites imports, not text: a module of a wing in a string, a configuration or a test would go on naming what has moved"
     found = []
     for path in tracked():
         if path.suffix not in {".py", ".yaml", ".yml", ".ini", ".in", ".ipynb", ".md"} or path.name in ("_modidx.py", "CHANGELOG.md"): continue

@@ -32,6 +32,7 @@ from ..scale.parallel import is_main
 from ..spectrogram import STFT
 from ..training import Task, fit_task, random_mix, random_roll
 
+# %% ../../nbs/evidence/baselines.ipynb #baselinesx004
 with needs('lmac[evidence]'):
     from captum import attr
     from captum._utils.models.linear_model import SkLearnRidge
@@ -240,7 +241,7 @@ _RESCALED = ((nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus),
              ('relu', 'relu_', 'leaky_relu', 'leaky_relu_', 'elu', 'elu_', 'sigmoid', 'sigmoid_', 'tanh', 'tanh_', 'softplus',
               'gelu', 'silu', 'relu6', 'hardtanh', 'hardswish', 'selu', 'celu', 'mish', 'prelu'))
 
-# %% ../../nbs/evidence/baselines.ipynb #baselinesx004
+# %% ../../nbs/evidence/baselines.ipynb #baselinesx005
 def _check_activations(classifier:TappedClassifier, magnitude:Tensor, kinds:tuple, method:str, once:bool=False):
     "Raise `ValueError` unless all activations of `kinds` that run on `(batch, freq, frame)` are modules, each run once if `once`"
     classes, names = kinds
@@ -563,7 +564,7 @@ class L2I(Baseline):
     def from_folder(cls, folder, classifier, **kwargs): return cls(classifier, folder, **kwargs)
     def to_mask(self, scores): return scores.clamp(0, 1)
 
-# %% ../../nbs/evidence/baselines.ipynb #baselinesx005
+# %% ../../nbs/evidence/baselines.ipynb #baselinesx006
 @patch
 def _load(self:L2I, folder:Path) -> L2INetwork:
     "The network in a folder; raises `FileNotFoundError`, or `ValueError` if it is damaged or of another classifier"
@@ -577,6 +578,7 @@ def _load(self:L2I, folder:Path) -> L2INetwork:
 
 @patch
 def raw(self:L2I, x, target):
+    "Relevant components of the dictionary, as the paper selects them"
     with torch.no_grad():
         _, maps = self.classifier.with_taps(self.model.expand(x))
         activations, pooled, _ = self.network(maps, x.shape[-1])

@@ -263,15 +263,8 @@ def _score_ranking(batch, scores, order, found, shares):
     return areas
 
 # %% ../../nbs/evidence/benchmark.ipynb #10benchmark047
-def score_method(
-    explainer:LMAC, # whose classifier scores
-    method, # see `attribution`
-    clips:ClipDataset, # the clips of the batches
-    batches:list, # from `take_batches`
-    shares:Shares=Shares(), # at which to compare
-    step=lambda: None, # called after each batch
-) -> tuple: # table with a row per clip and way of scoring, and seconds spent on attributions
-    "Score a method on all clips under one condition"
+def score_method(explainer, method, clips, batches, shares=Shares(), step=lambda: None) -> tuple:
+    "A table with a row per clip and way of scoring for a method (see `attribution`) on batches (`take_batches`), and seconds spent on attributions"
     seconds, found = 0., []
     for batch in batches:
         start = time.perf_counter()

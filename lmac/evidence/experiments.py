@@ -268,7 +268,6 @@ def _fit_decoder(contest, name, lr, epochs=None):
     task = explainer_task(tapped, decoder, stft, config, RecordedTask)
     return task, _fit(task, contest.clips, config, folder), folder
 
-# %% ../../nbs/evidence/experiments.ipynb #11experiments045
 def _train_with_lr_search(contest, name, short):
     """Search the learning rate in trainings of `short` epochs, then train with the best: dict of `task`, `explainer`, its `folder`,
     `search` (a row for each rate), and `training` (lr, steps, seconds, checksums)"""
@@ -350,12 +349,7 @@ def _reference_costs(found, waveform, mixed_precision, quick):
     return rows + [dict(row, width='full', memory_mb=_explanation_memory_mb(f"full_{row['method']}") - empty) for row in full]
 
 # %% ../../nbs/evidence/experiments.ipynb #11experiments055
-def run_reference(
-    out, # result file; the table of all clips goes beside it as .csv.gz
-    quick:bool=False, # a tiny version on synthetic clips
-    seed:int=0, # of everything random
-    runs='runs', # folder for what is trained, with which an interrupted run is resumed
-) -> dict: # what the result file holds
+def run_reference(out, quick:bool=False, seed:int=0, runs='runs') -> dict: # what the result file holds
     "Train the reference decoder and ours for one classifier, on the same batches, and compare them"
     record = Record(out, runs)
     contest = _open_contest(record, quick, seed)
@@ -438,12 +432,7 @@ def _score_point(config, clips, pairs, folder):
     quality = mixture_quality(explainer, pairs).assign(condition='mixture').rename_axis('clip').reset_index()
     return scores.merge(quality, on=['condition', 'clip'], how='left')
 
-def run_tradeoff(
-    out, # result file; the table of all clips goes beside it as .csv.gz
-    quick:bool=False, # a tiny version on synthetic clips
-    seed:int=0, # of everything random
-    runs='runs', # folder for what is trained, with which an interrupted run is resumed
-) -> dict: # what the result file holds
+def run_tradeoff(out, quick:bool=False, seed:int=0, runs='runs') -> dict: # what the result file holds
     "Fine-tune for listening with several weights and thresholds; faithfulness and quality of each"
     record, clips, parent, points = Record(out, runs), _bundled_clips(quick), _bundled_sha256(), _tradeoff_points(quick, seed)
     pairs = mixtures(clips.fold(5), seed=seed)
@@ -507,13 +496,7 @@ def _train_for_bundled(config, clips, folder):
     _fit(task, clips, config, folder)
     return LMAC(classifier, task.trained, bundled.stft, config['domain'])
 
-# %% ../../nbs/evidence/experiments.ipynb #11experiments077
-def run_ablation(
-    out, # result file; the table of all clips goes beside it as .csv.gz
-    quick:bool=False, # a tiny version on synthetic clips
-    seed:int=0, # of everything random
-    runs='runs', # folder for what is trained, with which an interrupted run is resumed
-) -> dict: # what the result file holds
+def run_ablation(out, quick:bool=False, seed:int=0, runs='runs') -> dict: # what the result file holds
     "Train explainers with one thing changed each, and compare them with the complete one"
     record, clips, parent, configs = Record(out, runs), _bundled_clips(quick), _bundled_sha256(), ablation_configs(quick, seed)
     conditions = {f'fold {k}': clips.fold(k).waveforms for k in (4, 5)} | {'fold 5, mixture 5 dB': mixtures(clips.fold(5), 5., 5., seed)['mixed']}
@@ -596,12 +579,7 @@ def _source_results(single, asked):
                 single=_interval_rows(_stack(single, 'explainer'), ['explainer', 'mask'], [*METRICS, 'kept', 'p', 'SI-SDR']))
 
 # %% ../../nbs/evidence/experiments.ipynb #11experiments088
-def run_sources(
-    out, # result file; the table of all clips goes beside it as .csv.gz
-    quick:bool=False, # a tiny version on synthetic clips
-    seed:int=0, # of everything random
-    runs='runs', # folder for what is trained, with which an interrupted run is resumed
-) -> dict: # what the result file holds
+def run_sources(out, quick:bool=False, seed:int=0, runs='runs') -> dict: # what the result file holds
     "Mixtures of two clips at 0 dB: each class its part, and none for a class that is not there"
     record, clips, single, asked, sums = Record(out, runs), _bundled_clips(quick), {}, {}, {}
     config, needs = _bundled_config('esc10', quick, seed, decoder__n_classes=0, monitor=None, **_CLASS_AGNOSTIC), dict(seed=seed, quick=quick, n=len(clips))
@@ -654,16 +632,10 @@ def _long_bars(rows):
     return [dict(what=name, measured=float(found[name]), bar=f"{how} {' and '.join(f'{x:g}' for x in limits)}", met=bool(holds[how](found[name], *limits)))
             for name, (how, *limits) in _LONG_BARS.items()]
 
-# %% ../../nbs/evidence/experiments.ipynb #experimentsx003
-def run_long(
-    out, # result file
-    quick:bool=False, # a minute of synthetic clips for an hour
-    seed:int=0, # of the pairs
-    runs='runs', # as for other experiments; nothing is kept there, as times must be taken in one go
-) -> dict: # what the result file holds
+def run_long(out, quick:bool=False, seed:int=0, runs='runs') -> dict: # what the result file holds
     "Time and memory of an hour and of six minutes with the bundled explainer; raises as `esc50` if the recordings are not there"
     record, minutes, rows = Record(out, runs), dict(short=.1, long=1.) if quick else dict(short=6., long=60.), []
-    variants = [('short', {})] * (1 if quick else 3) + [('long', {}), ('short', dict(judge=False)), ('short at 44.1 kHz', dict(native_rate=True))]
+    variants = [('short', {})] * (1 if quick else 3) + [('long', {}), ('short', dict(score_parts=False)), ('short at 44.1 kHz', dict(native_rate=True))]
     with tempfile.TemporaryDirectory() as folder:
         clips, folder = _bundled_clips(quick), Path(folder)
         files = {name: _long_recording(folder / f'{name}.wav', clips, n, seed=seed) for name, n in minutes.items()}

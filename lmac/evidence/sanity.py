@@ -277,7 +277,6 @@ def _train_small(features, target, n_classes, epochs=15, seed=0, width=8, lr=5e-
             schedule.step()
     return model.eval()
 
-# %% ../../nbs/evidence/sanity.ipynb #sanityx001
 @torch.no_grad()
 def _is_correct(model, features, target):
     "Which clips `(clip,)` a network of features `(clip, band, frame)` classifies right"
@@ -454,10 +453,7 @@ def _finish(subject, clips, tables, measures, by, settings, **result):
 
 # %% ../../nbs/evidence/sanity.ipynb #11sanity100
 def run_cascade(
-    out, # result file; the table of all clips goes beside it as .csv.gz
-    quick:bool=False, # a tiny version, to see that it works
-    seed:int=0, # of the bootstrap intervals
-    runs='runs', # folder of the parts, with which an interrupted run is resumed
+    out, quick:bool=False, seed:int=0, runs='runs', # as for every experiment: result file, tiny version, seed, folder of the parts
     methods=None, # names, see `load_method`; None: all
     n_clips:int=16, # of fold 5
     seeds=tuple(range(10)), # of the random weights; methods of many passes see the first only
@@ -501,10 +497,7 @@ def _roar_tables(subject, clips, plan, options):
 _ROAR_METHODS = ('lmac', 'integrated_gradients', 'gradcam', 'energy', 'random')
 
 def run_roar(
-    out, # result file; the table of all clips goes beside it as .csv.gz
-    quick:bool=False, # a tiny version, to see that it works
-    seed:int=0, # of the bootstrap intervals
-    runs='runs', # folder of the parts, with which an interrupted run is resumed
+    out, quick:bool=False, seed:int=0, runs='runs', # as for every experiment: result file, tiny version, seed, folder of the parts
     methods=None, # names, see `load_method`; None: a few
     shares=(.2, .5, .8), # of the bins that are removed
     seeds=(0, 1), # of the retrainings
@@ -532,10 +525,7 @@ def _train_decoder(subject, classifier_folder, out, epochs, seed):
 
 # %% ../../nbs/evidence/sanity.ipynb #11sanity108
 def run_stability(
-    out, # result file; the table of all clips goes beside it as .csv.gz
-    quick:bool=False, # a tiny version, to see that it works
-    seed:int=0, # of the noise and the bootstrap intervals
-    runs='runs', # folder of the parts, with which an interrupted run is resumed
+    out, quick:bool=False, seed:int=0, runs='runs', # as for every experiment: result file, tiny version, seed, folder of the parts
     methods=None, # names, see `load_method`; None: all
     n_clips:int=20, # of fold 5
     seeds=(1, 2, 3), # of the further decoders
@@ -568,7 +558,6 @@ def _label_explainer(subject, name, target, options, decoder_epochs):
         save_classifier(learned, subject.explainer.stft, folder)
     return _train_decoder(subject, folder, f'{name} explainer', decoder_epochs, seed=0)
 
-# %% ../../nbs/evidence/sanity.ipynb #11sanity112
 def _accuracies(explainer, name, target, training, test):
     "In percent, what a classifier knows of the labels `(clip,)` of the training clips that it was given, and of the true ones"
     known, unseen = (_probabilities(explainer, _magnitudes(explainer, c.waveforms)).argmax(1) for c in (training, test))
@@ -577,10 +566,7 @@ def _accuracies(explainer, name, target, training, test):
 
 # %% ../../nbs/evidence/sanity.ipynb #11sanity113
 def run_labels(
-    out, # result file; the table of all clips goes beside it as .csv.gz
-    quick:bool=False, # a tiny version, to see that it works
-    seed:int=0, # of the permutation and the bootstrap intervals
-    runs='runs', # folder of the parts, with which an interrupted run is resumed
+    out, quick:bool=False, seed:int=0, runs='runs', # as for every experiment: result file, tiny version, seed, folder of the parts
     methods=None, # names, see `load_method`; None: a few
     n_clips:int=40, # of the training clips
     epochs:int=80, # of each classifier
@@ -608,10 +594,7 @@ def run_labels(
 _ABSENT_METHODS = ('lmac', 'lmac:esc10-finetuned', 'saliency', 'guided_backprop', 'gradcam', 'energy')
 
 def run_absent(
-    out, # result file; the table of all clips goes beside it as .csv.gz
-    quick:bool=False, # a tiny version, to see that it works
-    seed:int=0, # of the contamination and the bootstrap intervals
-    runs='runs', # folder of the parts, with which an interrupted run is resumed
+    out, quick:bool=False, seed:int=0, runs='runs', # as for every experiment: result file, tiny version, seed, folder of the parts
     methods=None, # names, see `load_method`; None: a few
     n_clips:int=80, # of fold 5
     conditions=('clean', 'mixture@5'), # as in the benchmark

@@ -176,7 +176,7 @@ def plant_each(
     def generator(i): return torch.Generator().manual_seed(zlib.crc32(f'{seed}:{art.name}:{i}'.encode()))
     return torch.cat([art.plant(clip[None], sample_rate, generator(i), level_db) for i, clip in enumerate(waveforms)])
 
-# %% ../../nbs/evidence/shortcuts.ipynb #shortcutsx003
+# %% ../../nbs/evidence/shortcuts.ipynb #shortcutsx001
 def plant_dataset(
     clips, # `Clips` or `ClipDataset`, all folds
     art:Artefact, # what is planted
@@ -289,7 +289,6 @@ def _artefact_gain_db(stft, waveform, clue, mask, domain='log1p'):
         return (sound.square().sum(-1)/part.square().sum(-1).clamp_min(1e-12)).clamp(1e-9, 1e9)
     return 10*(kept(clue)/kept(waveform - clue)).log10().clamp(-6, 6)
 
-# %% ../../nbs/evidence/shortcuts.ipynb #11shortcuts053
 def localization_scores(
     stft:STFT, # waveform to magnitude and phase
     waveform:Tensor, # clips that were explained `(clip, time)`
@@ -430,12 +429,7 @@ def _settings(setup, seed):
     return dict({p: getattr(setup, p) for p in parts}, recipes=recipes, levels_db=levels, seed=seed, n_clips=len(setup.clips),
                 parent=weights_sha256(setup.parent))
 
-def run_shortcuts(
-    out, # result file to write, ending in .json; the clip-by-clip table goes beside it as .csv.gz
-    quick:bool=False, # a tiny version on synthetic scenes
-    seed:int=0, # of everything random
-    runs='runs', # folder that keeps what is trained, with which an interrupted run is resumed
-) -> dict: # what the result file holds
+def run_shortcuts(out, quick:bool=False, seed:int=0, runs='runs') -> dict: # what the result file holds
     "Which method finds which planted shortcut: train, prove, explain, measure; raises `ValueError` or `OSError`"
     record, setup = Record(out, runs), _tiny_setup() if quick else _full_setup()
     settings, found = _settings(setup, seed), []

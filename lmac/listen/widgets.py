@@ -28,7 +28,7 @@ from ..masking import binarize
 from ..player import data_uri, player_script, static
 from ..training import Callback, plot_history
 
-# %% ../../nbs/listen/widgets.ipynb #widgetsx004
+# %% ../../nbs/listen/widgets.ipynb #widgetsx001
 try:
     import anywidget, traitlets
     from ipywidgets import (HTML, Button, Dropdown, FileUpload, FloatRangeSlider, FloatSlider, HBox, Image, IntSlider, Layout, SelectMultiple, Tab, Text,
@@ -70,7 +70,7 @@ class ExplanationSession:
         "A mask of the clip's own frames, its last frame repeated over the padding, into which the clip's end reaches"
         return torch.nn.functional.pad(mask, (0, self.magnitude.shape[-1] - mask.shape[-1]), mode='replicate')
 
-# %% ../../nbs/listen/widgets.ipynb #widgetsx005
+# %% ../../nbs/listen/widgets.ipynb #widgetsx002
 @patch
 @torch.inference_mode()
 def explain(self:ExplanationSession,
@@ -282,7 +282,7 @@ class ClipPicker(Tab):
         scene = make_scene({name: 0, background: -10}, self.duration_s, self.sample_rate)
         return scene.waveform, self.sample_rate, f'{name} and {background}', scene.sources
 
-# %% ../../nbs/listen/widgets.ipynb #widgetsx006
+# %% ../../nbs/listen/widgets.ipynb #widgetsx003
 @patch
 def _from_path(self:ClipPicker):
     "The file whose path was typed"
@@ -382,7 +382,7 @@ class Monitor(Callback):
 
     def _repr_mimebundle_(self, **kwargs): return VBox._repr_mimebundle_(self.form, **kwargs) | {'text/html': self.static()}
 
-# %% ../../nbs/listen/widgets.ipynb #widgetsx007
+# %% ../../nbs/listen/widgets.ipynb #widgetsx008
 @patch
 def after_epoch(self:Monitor, learner):
     "Explain the sample with the decoder as it is, and draw the curves"
