@@ -11,7 +11,6 @@ import contextlib
 from dataclasses import dataclass
 from itertools import groupby
 
-import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -236,7 +235,7 @@ class TapProposal:
     "Which layers to tap, and why"
     taps: list # names, input side first
     map_layout: dict # tap to layout
-    table: pd.DataFrame # all layers: kind, output, layout, taken, why
+    table: 'pandas.DataFrame' # all layers: kind, output, layout, taken, why
 
     def layouts_of(self, taps):
         "Layouts of some taps; raises `ValueError` for one that gives no map to tap"
@@ -277,11 +276,12 @@ def propose_taps(
     _mark_taken(blocks, n)
     for c in maps:
         if not c.taken: c.why = c.why or ('others like it are taken' if c in blocks else 'part of a block, or holds blocks')
-    table = pd.DataFrame([dict(layer=c.name, kind=c.kind, output=c.shape, layout=c.layout, taken=c.taken, why=c.why) for c in found])
+    from pandas import DataFrame  # slow to import, and needed here only
+    table = DataFrame([dict(layer=c.name, kind=c.kind, output=c.shape, layout=c.layout, taken=c.taken, why=c.why) for c in found])
     taken = [c for c in found if c.taken]
     return TapProposal([c.name for c in taken], {c.name: c.layout for c in taken}, table)
 
-# %% ../nbs/05_adapters.ipynb #05adaptersx008
+# %% ../nbs/05_adapters.ipynb #05adaptersx012
 @torch.no_grad()
 def waveform_front_end(
     model:nn.Module, # takes waveforms `(batch, time)` or `(batch, 1, time)`

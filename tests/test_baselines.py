@@ -515,3 +515,13 @@ def test_l2i_refuses(tmp_path, trained, cnn14, theirs, stft, clips):
     (tmp_path/'config.json').write_text('{}')
     with pytest.raises(ValueError, match='config.json is not the configuration'): L2I.from_folder(tmp_path, cnn14)
     with pytest.raises(ValueError, match='999 components need at least as many frames'): train_l2i(cnn14, stft, clips, tmp_path/'x', n_components=999)
+
+
+# ---- without the extra ----
+
+@pytest.mark.parametrize('package', ['captum', 'sklearn.decomposition'])
+def test_a_missing_extra_says_what_to_install(package):
+    import subprocess, sys
+    code = f"import sys; sys.modules[{package!r}] = None; import lmac.evidence.baselines"
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert found.returncode and "Install it with: pip install 'lmac[evidence]'" in found.stderr.splitlines()[-1] and package in found.stderr.splitlines()[-1]

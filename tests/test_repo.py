@@ -450,3 +450,24 @@ save_audio("one.wav", make_scene({"rain": 0}, 1.).waveform, 16000)
 """
     res = subprocess.run([sys.executable, "-c", prepare + blocks[1].replace("epochs=40", "epochs=1")], cwd=tmp_path, capture_output=True, text=True)
     assert "epochs=40" in blocks[1] and res.returncode == 0, res.stderr[-2000:]
+
+
+HEAVY = ["pandas", "huggingface_hub", "accelerate", "matplotlib", "scipy", "sklearn", "captum", "IPython", "ipywidgets", "statsmodels", "skimage", "transformers"]
+
+
+def test_importing_explain_imports_nothing_heavy():
+    "What costs time is imported when it is needed: `import lmac.explain` is to take at most a quarter longer than `import torch`"
+    code = f"import sys, lmac.explain; print([name for name in {HEAVY} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]", found.stdout
+
+
+@pytest.mark.parametrize("command, package, extra", [("lmac-evaluate --quick --data scenes --out x.json", "captum", "evidence"),
+                                                     ("lmac-experiment shortcuts --quick --out x.json", "captum", "evidence")])
+def test_a_command_without_its_extra_says_what_to_install(tmp_path, command, package, extra):
+    name, *args = command.split()
+    code = f"import sys; sys.modules[{package!r}] = None; import lmac.cli; lmac.cli.sys.argv = {[name, *args]}; import runpy; runpy.run_path('run.py', run_name='__main__')"
+    (tmp_path/"run.py").write_text(f"from lmac.cli import {name.replace('-', '_')} as command\ncommand()\n")
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 1 and f"pip install 'lmac[{extra}]'" in found.stderr and "Traceback" not in found.stderr, found.stderr[-1500:]
+    assert len([line for line in found.stderr.splitlines() if line.startswith(name)]) == 1

@@ -33,7 +33,7 @@ from ..pretrained import explainer_folder
 from ..masking import binarize
 from ..metrics import complexity, sparseness
 from ..scale.parallel import gather, is_main, on_main, dynamic_split
-from .record import Record, evaluation_metadata, git_revision, load_or_compute, weights_sha256
+from .record import needs, Record, evaluation_metadata, git_revision, load_or_compute, weights_sha256
 from .reference import ReferenceExplainer
 from ..training import random_noise
 
@@ -341,7 +341,7 @@ def compare(
     seed:int=0, # of the resampling
 ) -> pd.DataFrame: # _KEYS, method, advantage, low, high, p, p_holm, n, verdict
     "Paired comparison of a method with each other one; `advantage` is its mean lead, positive where it is better; raises `ValueError`"
-    from statsmodels.stats.multitest import multipletests  # of the extra `evidence`
+    with needs('lmac[evidence]'): from statsmodels.stats.multitest import multipletests
     if reference not in set(per_clip.method): raise ValueError(f"There are no scores of {reference!r}. Found: {', '.join(sorted(set(per_clip.method)))}.")
     rows = []
     for key, values in _by_clip(per_clip, [m for m in _NUMBERS if m not in DIAGNOSTICS]).groupby(level=_KEYS, sort=False):

@@ -26,7 +26,7 @@ from ..classifier import Cnn14, TappedClassifier
 from ..data import ClipDataset, mix_at_snr
 from .benchmark import attribution, contaminate, few_clips, load_method, load_methods, topk_mask
 from .recipes import open_dataset, read_config, train_classifier, train_explainer
-from .record import Record, evaluation_metadata, weights_sha256
+from .record import needs, Record, evaluation_metadata, weights_sha256
 from ..explain import LMAC
 from ..masking import apply_mask, binarize
 from ..metrics import average_drop, faithfulness, input_fidelity, summarize
@@ -60,7 +60,7 @@ def ssim(
     b:Tensor, # maps of the same shape
 ) -> Tensor: # `(clip,)`, 1 where they are equal
     "Structural similarity, clip by clip; raises `ValueError` for maps of different shapes or under 7 × 7"
-    from skimage.metrics import structural_similarity  # of the extra `evidence`
+    with needs('lmac[evidence]'): from skimage.metrics import structural_similarity
     _check_same_shape(a, b)
     if min(a.shape[1:]) < 7: raise ValueError(f"SSIM needs maps of at least 7 × 7 bins. Found: {tuple(a.shape[1:])}.")
     a, b = (x.detach().float().cpu().numpy() for x in (a, b))

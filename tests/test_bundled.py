@@ -1,0 +1,57 @@
+"""The bundled weights are those that were trained, and the masks that they draw are those that they drew: bit by bit where it can be said, to 1e-5 elsewhere."""
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmac.explain import LMAC
+from lmac.pretrained import WEIGHTS
+
+FILES = {
+    "esc10-classifier/classifier": "e31192a4d9dbd1cc2fbc03232f4c40e996509bd392b12aa520e85f739ec36098",
+    "esc10/decoder": "eb9aea276311bee20baa43e8a04e08f937f5a8049b4d84ea9e0736c3fa84719f",
+    "esc10-finetuned/decoder": "49e78577b759c95157e6cbc391586f8b2e4b1e4d759294c7bb9b02275b0770a0",
+    "esc10-sources/decoder": "ce6fc2d636218fc367e4c02ed1325cb775ca698b2f688fdc462c8b985a4df217"}
+STATISTICS = {"esc10": (0.2679804, 0.3633954), "esc10-finetuned": (0.3657792, 0.3861669), "esc10-sources": (0.1880195, 0.2462411)}   # mean and deviation of the masks
+# Of the masks' bytes, by one thread: they depend on processor and torch. Taken at revision 6d50973, before the library was moved into wings.
+HASHES = {("2.14.1+cu130", "6 207"): {
+    "esc10": "94f93232adf2a8c5a1d2c85018b6e83dced5a37ebe19c92adea06d8dd91b87b0",
+    "esc10-finetuned": "c640df4f20bbec73be206b6170c053298a34d8d06d8085635326e8d5cb5298b0",
+    "esc10-sources": "98a3bef303f4ff7358d93013e5b92d6ac3f6f6bb1442c7de2953bb65441cf409"}}
+
+
+def processor():
+    "Family and model, as Linux numbers them; None elsewhere"
+    try: text = Path("/proc/cpuinfo").read_text()
+    except OSError: return None
+    found = [re.search(rf"^{name}\s*: (\d+)$", text, re.MULTILINE) for name in ("cpu family", "model")]
+    return " ".join(m[1] for m in found) if all(found) else None
+
+
+@pytest.fixture
+def one_thread():
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_weights_are_those_that_were_trained(name):
+    assert hashlib.sha256((WEIGHTS/f"{name}.safetensors").read_bytes()).hexdigest() == FILES[name]
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_masks_are_what_they_were(name, one_thread):
+    "Three chirps that come and go, a mask for each of the ten classes"
+    t = torch.arange(80000, dtype=torch.float64)/16000
+    chirps = ((220., 3.), (900., 1.), (2500., 7.))
+    waveform = sum(torch.sin(2*torch.pi*f*t*(1 + .1*t))*(torch.sin(2*torch.pi*r*t) > 0)/4 for f, r in chirps)[None].float()
+    lmac = LMAC.from_pretrained(name)
+    magnitude = lmac.stft(waveform)[0]
+    masks = torch.stack([lmac.attribute(magnitude, target=k) for k in range(10)])
+    assert (masks.double().mean().item(), masks.double().std().item()) == pytest.approx(STATISTICS[name], abs=1e-5)
+    known = HASHES.get((torch.__version__, processor()))
+    if known: assert hashlib.sha256(masks.numpy().tobytes()).hexdigest() == known[name]
