@@ -335,13 +335,19 @@ def aggregate(
 LOWER = {'AD', 'COMP', 'AD_ref', 'deletion'} # less is better
 DIAGNOSTICS = {'kept', 'energy_fraction'} # neither more nor less is better
 
+def _holm(p):
+    "Holm's step-down correction of p-values `(comparison,)`"
+    order, n = p.argsort(), len(p)
+    corrected = np.empty(n)
+    corrected[order] = np.maximum.accumulate(p[order] * (n - np.arange(n))).clip(max=1.)
+    return corrected
+
 def compare(
     per_clip:pd.DataFrame, # a benchmark's table
     reference:str='lmac', # the method that the others are compared with
     seed:int=0, # of the resampling
 ) -> pd.DataFrame: # _KEYS, method, advantage, low, high, p, p_holm, n, verdict
     "Paired comparison of a method with each other one; `advantage` is its mean lead, positive where it is better; raises `ValueError`"
-    with needs('lmac[evidence]'): from statsmodels.stats.multitest import multipletests
     if reference not in set(per_clip.method): raise ValueError(f"There are no scores of {reference!r}. Found: {', '.join(sorted(set(per_clip.method)))}.")
     rows = []
     for key, values in _by_clip(per_clip, [m for m in _NUMBERS if m not in DIAGNOSTICS]).groupby(level=_KEYS, sort=False):
@@ -352,7 +358,7 @@ def compare(
         p = np.array([wilcoxon(x).pvalue if x.any() else 1. for x in lead.T])
         verdict = np.where(low > 0, 'wins', np.where(high < 0, 'loses', 'ties'))
         rows.append(pd.DataFrame(dict(zip(_KEYS, key)) | dict(method=others.columns, advantage=lead.mean(0), low=low, high=high, p=p,
-                                                             p_holm=multipletests(p, method='holm')[1], n=len(lead), verdict=verdict)))
+                                                             p_holm=_holm(p), n=len(lead), verdict=verdict)))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*_KEYS, 'method', 'verdict'])
 
 # %% ../../nbs/evidence/benchmark.ipynb #10benchmark064
