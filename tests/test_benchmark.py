@@ -387,3 +387,11 @@ def test_the_verdict_names_who_is_not_beaten():
     found = verdict(compare(fake_scores(lmac=[1., 2, 3, 4, 5, 6], weak=[9.] * 6, strong=[0.] * 6, twin=[1., 2, 3, 4, 5, 6])))
     row = found.loc[("clean", "soft", "audio", "AD")]
     assert (row.wins, row.ties, row.loses) == ("1 of 3", "twin", "strong")
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 16])
+def test_holm_is_that_of_statsmodels(n):
+    from statsmodels.stats.multitest import multipletests
+    p = np.random.default_rng(n).uniform(size=n)**3
+    p[n // 2:] = p[n // 2:].round(1)   # ties among them, and ones
+    assert benchmark._holm(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-12)

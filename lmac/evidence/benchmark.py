@@ -26,14 +26,13 @@ from tqdm.auto import tqdm
 from ..audio import SOURCES, load_audio, make_scene, save_audio
 from ..data import ClipDataset, audio_files, data_root, match_length, mix_at_snr
 from .baselines import BASELINES, L2I, make_baseline
-from .evaluation import (ROUTES, Requirement, FullInput, add_costs, check_dataset, clip_scores, describe_clips, score_mask,
-                             score_full_input)
+from .evaluation import ROUTES, Requirement, FullInput, add_costs, check_dataset, clip_scores, describe_clips, score_mask, score_full_input
 from ..explain import LMAC
 from ..pretrained import explainer_folder
 from ..masking import binarize
 from ..metrics import complexity, sparseness
 from ..scale.parallel import gather, is_main, on_main, dynamic_split
-from .record import needs, Record, evaluation_metadata, git_revision, load_or_compute, weights_sha256
+from .record import Record, evaluation_metadata, git_revision, load_or_compute, weights_sha256
 from .reference import ReferenceExplainer
 from ..training import random_noise
 
@@ -308,6 +307,11 @@ def _bootstrap_intervals(values, seed=0, n_resamples=2000):
     counts = np.random.default_rng(seed).multinomial(n_clips, np.full(n_clips, 1 / n_clips), n_resamples)
     return np.quantile(counts @ values / n_clips, [.025, .975], axis=0)
 
+def _holm(p):
+    "Holm's step-down correction of p-values `(comparison,)`"
+    order, n = p.argsort(), len(p)
+    return np.maximum.accumulate(p[order] * (n - np.arange(n))).clip(max=1.)[order.argsort()]
+
 # %% ../../nbs/evidence/benchmark.ipynb #10benchmark056
 _KEYS = ['condition', 'mask', 'scored_on', 'metric']
 _NUMBERS = ['AI', 'AD', 'AG', 'FF', 'Fid-In', 'SPS', 'COMP', 'AD_ref', 'kept', 'energy_fraction', 'insertion', 'deletion', 'AUC', 'AUC_energy', 'SI-SDRi']
@@ -334,13 +338,6 @@ def aggregate(
 # %% ../../nbs/evidence/benchmark.ipynb #10benchmark060
 LOWER = {'AD', 'COMP', 'AD_ref', 'deletion'} # less is better
 DIAGNOSTICS = {'kept', 'energy_fraction'} # neither more nor less is better
-
-def _holm(p):
-    "Holm's step-down correction of p-values `(comparison,)`"
-    order, n = p.argsort(), len(p)
-    corrected = np.empty(n)
-    corrected[order] = np.maximum.accumulate(p[order] * (n - np.arange(n))).clip(max=1.)
-    return corrected
 
 def compare(
     per_clip:pd.DataFrame, # a benchmark's table
