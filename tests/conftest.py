@@ -35,6 +35,14 @@ FINETUNE = {k: v for k, v in EXPLAINER.items() if k != 'decoder'} | dict(guidanc
 STAGES = dict(classifier=CLASSIFIER, explainer=EXPLAINER, finetune=FINETUNE)
 
 
+LONGEST_FIRST = ['test_scale', 'test_cli', 'test_browser', 'test_training', 'test_experiments', 'test_lab', 'test_any_classifier', 'test_explain']
+
+
+def pytest_collection_modifyitems(items):
+    "Of files that are handed out to several workers (`-n 2 --dist loadfile --no-loadscope-reorder`), the longest come first, so that none is left alone with one"
+    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else len(LONGEST_FIRST))
+
+
 def pytest_addoption(parser):
     parser.addoption('--vscode', metavar='FOLDER', help='test the widgets in VS Code, which tests/vscode/setup.sh FOLDER installs, rather than in JupyterLab')
 
