@@ -7,7 +7,7 @@
 # a test in a small process does not show it; and `gc.disable()` does not help, since the collection is an explicit one.
 #
 # Seen: a full collection in each of three calls, with gc disabled (0.14.6: the same); a call took 50 to 120 ms in this small process.
-# In lmac: `compare` of a benchmark (64 groups) took 23.8 s, of which 22.8 s were these collections; it corrects by Holm itself now, in 0.9 s.
+# In lmac: `compare` of a benchmark (64 groups) took 23.8 s, of which 22.8 s were these collections; it does Holm's correction itself now.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
