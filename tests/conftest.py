@@ -17,6 +17,8 @@ from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
 from lmac.spectrogram import STFT, LogMel
 
+from commands import Commands
+
 CLASSES = ['clock_tick', 'rain', 'siren']
 CLASSIFIER = dict(
     data=dict(dataset=None, train=[1, 2, 3], valid=[4], test=[5]), sample_rate=16000, duration_s=1.0,
@@ -86,6 +88,13 @@ def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp('home')
     return dict(os.environ, OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', LMAC_CACHE=str(folder/'cache'),
                 LMAC_DATA=str(folder/'no-data'), HF_HUB_OFFLINE='1', MPLBACKEND='agg')
+
+@pytest.fixture(scope='session')
+def commands(tmp_path_factory, environment):
+    "Run installed commands in forks of a process that has imported torch: `commands(n_processes, 'lmac-train', ...)`"
+    commands = Commands(tmp_path_factory.mktemp('commands'), environment)
+    yield commands
+    commands.close()
 
 @pytest.fixture(scope='session')
 def script():

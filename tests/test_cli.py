@@ -1,14 +1,9 @@
-"""The commands as somebody at a shell meets them: what they print, the status they end with, and what they leave behind.
-
-Importing torch takes longer than most of what is tested, so a process that has imported it waits and forks for each
-command: what runs is the installed command's function, in a process of its own, with its own arguments and output.
-"""
+"""The commands as somebody at a shell meets them: what they print, the status they end with, and what they leave behind."""
 import html
 import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,78 +21,15 @@ from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
 from lmac.spectrogram import STFT, LogMel
 
+from commands import Run
+
 LABELS = ['bell', 'rain', 'saw']
 RESULTS = ['explanation.json', 'explanation.wav', 'mask.png', 'report.html', 'residual.wav']
 
-SERVER = '''
-import json, os, resource, sys, traceback
-import lmac.cli, lmac.training
-from lmac.cli import *
-for line in sys.stdin:
-    call = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        for number in (1, 2): os.dup2(os.open(call['output'][number - 1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        os.chdir(call['cwd'])
-        if call['largest']: resource.setrlimit(resource.RLIMIT_FSIZE, (call['largest'],) * 2)
-        sys.argv, status = call['argv'], 0
-        try: globals()[call['argv'][0].replace('-', '_')]()
-        except SystemExit as e: status = e.code or 0
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-'''
-
-@dataclass
-class Run:
-    status: int
-    out: str
-    err: str
-
-    def ok(self):
-        assert self.status == 0, self.err[-3000:]
-        assert 'Traceback' not in self.err
-        return self
-
-    def failed(self, message, lines=1):
-        "One line on stderr that says `message`; for a command that shows its progress, the last of them"
-        assert self.status == 1, (self.status, self.out, self.err[-2000:])
-        assert 'Traceback' not in self.err, self.err[-3000:]
-        last = self.err.rstrip().split('\n')
-        assert lines is None or len(last) == lines, self.err
-        assert re.match(r'lmac-(explain|train|evaluate): error: ', last[-1].rpartition('\r')[2]), last[-1]
-        assert re.search(message, last[-1]), last[-1]
-        return self
-
-    def misused(self, message):
-        "As argparse does it: the usage, and what is wrong"
-        assert self.status == 2 and self.err.startswith('usage: lmac-') and 'Traceback' not in self.err
-        assert re.search(message, self.err), self.err
-        return self
-
-@pytest.fixture(scope='module')
-def server(tmp_path_factory, environment):
-    file = tmp_path_factory.mktemp('server')/'server.py'
-    file.write_text(SERVER)
-    with subprocess.Popen([sys.executable, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        yield process
-        process.stdin.close()
-
 @pytest.fixture
-def shell(server, tmp_path, tmp_path_factory):
+def shell(commands, tmp_path):
     "Run a command in `tmp_path`; `largest` is a limit on the size of a file, in bytes, as of a disk that is full"
-    output = [str(tmp_path_factory.mktemp('output')/name) for name in ('out', 'err')]
-    def run(*argv, largest=None):
-        call = dict(argv=[str(a) for a in argv], cwd=str(tmp_path), output=output, largest=largest)
-        server.stdin.write(json.dumps(call) + '\n')
-        server.stdin.flush()
-        status = int(server.stdout.readline())
-        return Run(status, *(open(o, newline='').read() for o in output))
-    return run
+    return lambda *argv, largest=None: commands(1, *argv, cwd=tmp_path, largest=largest)[0]
 
 @pytest.fixture(scope='module')
 def explainer(tmp_path_factory):
@@ -339,16 +271,13 @@ def test_training_below_a_file(tmp_path, train):
     assert (tmp_path/'file').read_text() == 'mine'
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory, server, write_config):
+def trained(tmp_path_factory, commands, write_config):
     "All three stages, on the tiny dataset"
     folder = tmp_path_factory.mktemp('trained')
-    output = [str(tmp_path_factory.mktemp('output')/name) for name in ('out', 'err')]
     runs = {}
     for stage, out, args in (('classifier', 'c', []), ('explainer', 'e', ['--classifier', 'c']), ('finetune', 'f', ['--explainer', 'e', '--share_classifier'])):
-        argv = ['lmac-train', stage, '--config', str(write_config(folder/f'{stage}.yaml', stage)), '--out', out, *args]
-        server.stdin.write(json.dumps(dict(argv=argv, cwd=str(folder), output=output, largest=None)) + '\n')
-        server.stdin.flush()
-        runs[stage] = Run(int(server.stdout.readline()), *(open(o, newline='').read() for o in output)).ok()
+        run, = commands(1, 'lmac-train', stage, '--config', write_config(folder/f'{stage}.yaml', stage), '--out', out, *args, cwd=folder)
+        runs[stage] = run.ok()
     return folder, runs
 
 def test_the_three_stages(trained):

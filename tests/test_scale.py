@@ -1,16 +1,13 @@
 """Several processes, gradient accumulation and compilation: the same results, or as good ones, from more hands.
 
-Two processes on one machine, connected by gloo. To start Python and import torch takes longer than what is tested, so a
-process that has imported it forks two that find the environment of a launcher; one test starts them with accelerate.
+Two processes on one machine, connected by gloo, which find the environment of a launcher (commands.py); one test starts them with accelerate.
 """
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 
 import pandas as pd
 import pytest
@@ -20,69 +17,10 @@ from safetensors.torch import load_file
 from lmac.audio import make_scene, save_audio
 from lmac.training import check_compiler
 
-SERVER = '''
-import json, os, sys, traceback
-import accelerate, matplotlib.backends.backend_agg, matplotlib.figure, scipy.stats
-import lmac.cli, lmac.training, lmac.evidence.baselines, lmac.evidence.benchmark, lmac.evidence.recipes, pandas, tqdm
-from lmac.cli import *
-for line in sys.stdin:
-    call, pids = json.loads(line), []
-    for rank, outputs in enumerate(call['outputs']):
-        pid = os.fork()
-        if pid: pids.append(pid); continue
-        for number, output in zip((1, 2), outputs): os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        os.chdir(call['cwd'])
-        if call['port']:
-            n = str(len(call['outputs']))
-            os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=n, LOCAL_WORLD_SIZE=n, MASTER_ADDR='localhost', MASTER_PORT=call['port'])
-        sys.argv, status = call['argv'], 0
-        try:
-            exec(call['before'], dict(rank=rank))
-            if sys.argv: globals()[sys.argv[0].replace('-', '_')]()
-        except SystemExit as e: status = e.code or 0
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.exit(status)  # as scripts end, with all that Python does then
-    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
-'''
-
-
-@dataclass
-class Run:
-    status: int
-    out: str
-    err: str
-
-    def ok(self):
-        assert self.status == 0 and 'Traceback' not in self.err, self.err[-3000:]
-        return self
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('localhost', 0))
-        return str(s.getsockname()[1])
+from commands import free_port
 
 @pytest.fixture(scope='module')
-def server(tmp_path_factory, environment):
-    file = tmp_path_factory.mktemp('server')/'server.py'
-    file.write_text(SERVER)
-    with subprocess.Popen([sys.executable, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        yield process
-        process.stdin.close()
-
-@pytest.fixture(scope='module')
-def run(server, tmp_path_factory):
-    "Run a command in `n` processes that a launcher would have started; `before` is code that each of them runs first"
-    def run(n, *argv, cwd='.', before=''):
-        outputs = [[str(tmp_path_factory.mktemp('output')/name) for name in ('out', 'err')] for _ in range(n)]
-        call = dict(argv=[str(a) for a in argv], cwd=str(cwd), outputs=outputs, before=before, port=free_port() if n > 1 else None)
-        server.stdin.write(json.dumps(call) + '\n')
-        server.stdin.flush()
-        statuses = json.loads(server.stdout.readline())
-        return [Run(status, *(open(o, newline='').read() for o in output)) for status, output in zip(statuses, outputs)]
-    return run
+def run(commands): return commands
 
 def names(folder): return sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file())
 def history(folder): return pd.read_csv(folder/'history.csv').drop(columns='seconds')
