@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .adapters import measure_frequencies
 from .classifier import TappedClassifier
 from .spectrogram import STFT
 
@@ -46,15 +47,16 @@ class TopDownBlock(nn.Module):
 
 # %% ../nbs/06_decoder.ipynb #04decoder013
 def band_to_bin(
-    band_hz:Tensor, # centre of each band in Hz, increasing `(band,)`
+    band_hz:Tensor, # centre of each band in Hz, in any order `(band,)`
     bin_hz:Tensor, # centre of each STFT bin in Hz, increasing `(bin,)`
 ) -> Tensor: # `(band, bin)`, columns sum to one
     "Weights that interpolate linearly from bands to bins; a bin beyond the outer bands takes the nearest band's value"
     band_hz, bin_hz = torch.as_tensor(band_hz).double(), torch.as_tensor(bin_hz).double()
+    band_hz, order = band_hz.sort(stable=True)
     upper, index = torch.searchsorted(band_hz, bin_hz).clamp(1, len(band_hz) - 1), torch.arange(len(bin_hz))
-    share = ((bin_hz - band_hz[upper - 1]) / (band_hz[upper] - band_hz[upper - 1])).clamp(0, 1)
+    share = ((bin_hz - band_hz[upper - 1]) / (band_hz[upper] - band_hz[upper - 1]).clamp_min(1e-9)).clamp(0, 1)
     weights = torch.zeros(len(band_hz), len(bin_hz), dtype=torch.float64)
-    weights[upper - 1, index], weights[upper, index] = 1 - share, share
+    weights[order[upper - 1], index], weights[order[upper], index] = 1 - share, share
     return weights.float()
 
 # %% ../nbs/06_decoder.ipynb #04decoder020
@@ -188,9 +190,8 @@ def for_classifier(cls:MaskDecoder,
     n_samples = int(classifier.duration_s * classifier.sample_rate)
     probe = torch.zeros(1, stft.n_freqs, stft.n_frames(n_samples), device=next(classifier.parameters()).device)
     band_hz = getattr(classifier.front_end, 'frequencies', None)
-    with torch.no_grad():
-        _, maps = classifier.with_taps(probe, probe)
-        if band_hz is None: band_hz = torch.linspace(0, classifier.sample_rate / 2, classifier.features(probe, probe).shape[-2])
+    if band_hz is None: band_hz = measure_frequencies(classifier, stft)
+    with torch.no_grad(): _, maps = classifier.with_taps(probe, probe)
     sizes = dict(n_classes=len(classifier.labels), spread=max(1, _MIN_ROWS // max(m.shape[2] for m in maps))) | kwargs
     if (sizes['n_classes'] or 0) > _MANY_CLASSES: sizes = dict(rank=_MIN_ROWS) | sizes
     return cls([m.shape[1] for m in maps], band_hz, stft.frequencies(classifier.sample_rate), **sizes)
