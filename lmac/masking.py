@@ -71,7 +71,9 @@ class MaskingLoss:
         weight_sparsity:float=0.4, # λ_s, on the mean of the mask
         weight_tv:float=0., # λ_tv, on its total variation
         max_masked_out:float=5., # cross-entropy in nats at which the masked-out term stops paying
-    ): store_attr()
+    ):
+        store_attr()
+        self.multipliers = {} # of the weights, by term; training may [adjust](08_training.ipynb#constraints) them
 
     def terms(self, logits_in, logits_out, target, mask): # the four terms, unweighted
         return dict(masked_in=F.cross_entropy(logits_in, target, reduction='none'),
@@ -83,7 +85,7 @@ class MaskingLoss:
 
     def unguided(self): return self  # an extended loss gives the same without guidance
 
-    def weighted(self, terms): return dict(loss=sum(w * terms[k] for k, w in self.weights.items() if w), **terms)
+    def weighted(self, terms): return dict(loss=sum(w * self.multipliers.get(k, 1.) * terms[k] for k, w in self.weights.items() if w), **terms)
 
 # %% ../nbs/07_masking.ipynb #05masking024
 @patch

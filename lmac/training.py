@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Callback', 'Task', 'rank_and_world_size', 'SyncBatchNormCPU', 'synchronize_batch_norm', 'Learner', 'check_compiler',
            'Progress', 'Log', 'plot_history', 'Checkpoint', 'random_roll', 'random_noise', 'random_mix',
-           'ExplainerTask', 'low_probability_classes', 'fit_task']
+           'ExplainerTask', 'low_probability_classes', 'Constraints', 'fit_task']
 
 # %% ../nbs/08_training.ipynb #06training002
-import atexit, io, os, shutil, time
+import atexit, io, math, os, shutil, time
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -309,7 +309,8 @@ class Checkpoint(Callback):
         weights = {k: v.contiguous() for k, v in learner.task.trained.state_dict().items()}
         if values.index(best) == learner.epoch: write_atomically(learner.folder / 'best.safetensors', save(weights))
         file, state = io.BytesIO(), dict(config=learner.config, epoch=learner.epoch + 1, weights=weights, history=learner.history,
-                                         optimizer=learner.optimizer.state_dict(), schedule=learner.schedule.state_dict())
+                                         optimizer=learner.optimizer.state_dict(), schedule=learner.schedule.state_dict(),
+                                         callbacks={type(c).__name__: c.state_dict() for c in learner.callbacks if hasattr(c, 'state_dict')})
         torch.save(state, file)
         write_atomically(learner.folder / 'checkpoint.pt', file.getvalue())
 
@@ -333,6 +334,8 @@ def before_fit(self:Checkpoint, learner):
     learner.task.trained.load_state_dict(state['weights'])
     learner.optimizer.load_state_dict(state['optimizer'])
     learner.schedule.load_state_dict(state['schedule'])
+    for c in learner.callbacks:
+        if type(c).__name__ in state.get('callbacks', {}): c.load_state_dict(state['callbacks'][type(c).__name__])
     learner.epoch, learner.history = state['epoch'], state['history']
 
 # %% ../nbs/08_training.ipynb #06training041
@@ -409,7 +412,7 @@ def low_probability_classes(
 def forward(self:ExplainerTask,
     waveform:Tensor, # `(batch, time)`
     target:Tensor=None, # not used: what the classifier says is explained, not the label
-) -> dict: # the terms of the loss, the share of bins kept by the rounded masks
+) -> dict: # the terms of the loss, the share of bins kept by the rounded masks, and `faithfulness`
     "The masking loss on one augmented batch"
     clean, mixed = self.augment(waveform)
     magnitude, phase = self.stft(mixed)
@@ -419,7 +422,7 @@ def forward(self:ExplainerTask,
     logits_in, logits_out = self.classify_parts(magnitude, phase, random_binarize(mask, self.p_binary))
     clean = self.stft(clean)[0] if getattr(self.loss, 'guidance', None) else None
     terms = self.masking_terms(target, logits_in, logits_out, logits, mask, magnitude=magnitude, clean=clean, absent=absent)
-    return {k: v.mean() for k, v in terms.items()} | dict(kept=binarize(mask.detach()).mean())
+    return {k: v.mean() for k, v in terms.items()} | dict(kept=binarize(mask.detach()).mean()) | self.faithfulness(target, logits, logits_in, logits_out, absent)
 
 # %% ../nbs/08_training.ipynb #06training062
 @patch
@@ -480,6 +483,13 @@ def masking_terms(self:ExplainerTask,
     part_in, part_out, whole = (self.classifier.one_vs_rest_logits(x, target) for x in (logits_in, logits_out, logits))
     return (loss or self.loss).per_clip(part_in, part_out, first, mask, logits=whole, **more)
 
+@patch
+@torch.no_grad()
+def faithfulness(self:ExplainerTask, target, logits, logits_in, logits_out, absent=None) -> dict: # `part` and `rest`
+    "What the part and the rest have of the target's probability on the whole, over the clips of a batch in which it is not absent"
+    p, p_in, p_out = (self.classifier.one_vs_rest_logits(x, target).softmax(1)[:, 0] * (1 if absent is None else ~absent) for x in (logits, logits_in, logits_out))
+    return dict(part=p_in.sum() / p.sum().clamp_min(1e-6), rest=p_out.sum() / p.sum().clamp_min(1e-6))
+
 # %% ../nbs/08_training.ipynb #06training065
 @patch
 def validate(self:ExplainerTask,
@@ -500,6 +510,34 @@ def validate(self:ExplainerTask,
         numbers |= {prefix + k: v for k, v in found.items()}
     return dict(numbers, loss=(numbers['loss'] + numbers['binary_loss']) / 2)
 
+# %% ../nbs/08_training.ipynb #20b55aa1
+class Constraints(Callback):
+    "Adjust the weights of the masking loss until the part keeps the class, the rest loses it, and the mask is small"
+    order = 5
+    def __init__(self,
+        part:float=1., # least `p_in / p` over a batch
+        rest:float=.25, # most `p_out / p`
+        kept:float=.3, # most of the bins
+        rate:float=.04, # by which the logarithm of a factor changes in a step, at most
+        limit:float=32., # largest factor; the smallest is 1
+    ):
+        store_attr()
+        self.log_factor, self.smooth = dict(masked_in=0., masked_out=0., sparsity=0.), {}
+
+    def state_dict(self): return dict(log_factor=dict(self.log_factor), smooth=dict(self.smooth))
+    def load_state_dict(self, state): self.log_factor, self.smooth = dict(state['log_factor']), dict(state['smooth'])
+
+    def after_batch(self, learner):
+        for name in ('part', 'rest', 'kept'):
+            x = learner.accelerator.reduce(learner.terms[name].float(), 'mean').item()
+            self.smooth[name] = .9 * self.smooth.get(name, x) + .1 * x
+        missed = dict(masked_in=(self.part - self.smooth['part']) / .1, masked_out=(self.smooth['rest'] - self.rest) / .1)
+        missed['sparsity'] = (self.smooth['kept'] - self.kept) / .1 if max(missed.values()) <= .5 else -1.
+        for k, x in missed.items():
+            self.log_factor[k] = min(max(self.log_factor[k] + self.rate * min(max(x, -1.), 1.), 0.), math.log(self.limit))
+        factors = {k: math.exp(x) for k, x in self.log_factor.items()}
+        learner.task.loss.multipliers = factors | dict(complement_ratio=factors['masked_in'])
+
 # %% ../nbs/08_training.ipynb #08trainingx013
 def fit_task(
     task:Task, # what is trained
@@ -512,11 +550,12 @@ def fit_task(
     folder=None, # for learning curves and checkpoints, from which an interrupted run resumes; None keeps none
     monitor:str='epoch', # column of the history that decides which epoch is taken; 'epoch' with mode 'max' takes the last
     mode:str='max', # 'min' or 'max'
+    callbacks=(), # more of them: `Constraints`, say
     **learner, # further arguments of `Learner`
 ) -> Learner: # fitted, with `history`
     "Train a task, and leave it with the weights of the last epoch, or of the best by `monitor`"
     train = loader(train, batch_size, shuffle=True, seed=seed, drop_last=True)
-    callbacks = [Progress(), *([Log(), Checkpoint(monitor, mode)] if folder else [])]
+    callbacks = [Progress(), *callbacks, *([Log(), Checkpoint(monitor, mode)] if folder else [])]
     fitted = Learner(task, train, loader(valid, batch_size), epochs, lr, seed=seed, folder=folder, callbacks=callbacks, **learner)
     fitted.fit()
     if folder and fitted.index == 0: task.trained.load_state_dict(load_file(fitted.folder / 'best.safetensors'))

@@ -102,10 +102,12 @@ def clip_scores(
     inside:Tensor, # those of the masked-in parts, by the same route
     outside:Tensor, # those of the masked-out parts
 ) -> dict: # name → `(batch,)`
-    "Probabilities of the predicted class, and the metrics that follow from them"
+    "Probabilities of the predicted class, and the metrics that follow from them; `AD_ref` for classes that exclude each other only"
+    if whole.shape[1] == 1: whole, inside, outside, predicted = *(torch.cat([x, 1 - x], 1) for x in (whole, inside, outside)), (whole[:, 0] < .5).long()  # yes or no
     p, p_in, p_out = (x.gather(1, predicted[:, None])[:, 0] for x in (whole, inside, outside))
     scores = dict(AI=average_increase(p, p_in), AD=average_drop(p, p_in), AG=average_gain(p, p_in), FF=faithfulness(p, p_out))
-    more = {'Fid-In': input_fidelity(inside, predicted), 'AD_ref': average_drop(whole, inside, predicted, reference_compat=True)}
+    more = {'Fid-In': input_fidelity(inside, predicted)}
+    if (whole.sum(1) - 1).abs().max() < 1e-3: more['AD_ref'] = average_drop(whole, inside, predicted, reference_compat=True)
     return dict(p=p, p_in=p_in, p_out=p_out) | scores | more
 
 def score_batch(
@@ -174,9 +176,9 @@ def time_decoder(
 ) -> dict: # medians `classifier_s`, `decoder_s` in seconds, their `ratio`, `n_repeats`, `batch_size`
     "Time the classifier's forward (front end and network) and the decoder's, on noise of the length of a training clip"
     n_samples = int(explainer.classifier.duration_s * explainer.sample_rate)
-    magnitude, _ = explainer.stft(.1 * torch.randn(batch_size, n_samples, device=explainer.device))
-    logits, maps = explainer.classifier.with_taps(magnitude)
-    turns = dict(classifier_s=lambda: explainer.classifier(magnitude),
+    magnitude, phase = explainer.stft(.1 * torch.randn(batch_size, n_samples, device=explainer.device))
+    logits, maps = explainer.classifier.with_taps(magnitude, phase)
+    turns = dict(classifier_s=lambda: explainer.classifier(magnitude, phase),
                  decoder_s=lambda: explainer.fast_decoder(maps, magnitude.shape[-1], logits.argmax(1)))
     seconds = {name: [] for name in turns}
     for _ in range(n_repeats + 1):

@@ -115,9 +115,9 @@ class Player(StaticForm, anywidget.AnyWidget):
 # %% ../../nbs/listen/widgets.ipynb #12widgets014
 def _scores_html(explanations):
     "The classifier's probabilities for the parts of each explanation, as a table; `explanations`: name → `Explanation`"
-    rows = {name: (ex.label, *(f'{p:.3f}' for p in (ex.probability, ex.probability_masked_in, ex.probability_heard, ex.probability_masked_out)), f'{ex.kept:.1%}')
+    rows = {name: (ex.label, *(f'{p:.3f}' for p in (ex.probability, ex.probability_masked_in, ex.probability_heard, ex.probability_masked_out)), f'{ex.kept:.1%}', ex.verdict)
             for name, ex in explanations.items()}
-    table = pd.DataFrame.from_dict(rows, orient='index', columns=['class', 'whole', 'masked in', 'heard', 'masked out', 'kept'])
+    table = pd.DataFrame.from_dict(rows, orient='index', columns=['class', 'whole', 'masked in', 'heard', 'masked out', 'kept', 'verdict'])
     return table.to_html(classes='lmac-scores', border=0, justify='left')
 
 def _labelled(text, control):
