@@ -396,13 +396,14 @@ def _cut_clips(waveform, n_samples):
 
 def training_clips(
     explainer:LMAC, # whose rate and duration count
-    sounds, # `ClipDataset`, waveforms `(clip, time)` at the classifier's rate, a folder, or a list of files
+    sounds, # dataset of `(waveform, class index)`, waveforms `(clip, time)` at the classifier's rate, a folder, or a list of files
 ) -> Dataset: # of `(waveform, class index)`; the index is not used
     "Clips to train an explainer on; raises `ValueError` or `FileNotFoundError`"
     rate, n_samples = explainer.sample_rate, int(explainer.classifier.duration_s * explainer.sample_rate)
     if isinstance(sounds, ClipDataset):
         if sounds.sample_rate != rate: raise ValueError(f"The clips must have the classifier's rate of {rate} Hz. Found: {sounds.sample_rate}.")
         return sounds
+    if isinstance(sounds, Dataset): return sounds
     if isinstance(sounds, (str, Path)): sounds = audio_files(Path(sounds))
     if not isinstance(sounds, Tensor): sounds = torch.cat([_cut_clips(load_audio(p, rate, mono=True)[0][0], n_samples) for p in sounds] or [torch.zeros(0, 1)])
     if sounds.ndim != 2 or len(sounds) < 2: raise ValueError(f"Training needs waveforms (clip, time), two or more. Found: {tuple(sounds.shape)}.")
