@@ -188,7 +188,7 @@ def _late_shares(model, front_end, stft, n_samples): # dict, layer to a number f
         for handle in handles: handle.remove()
     return found
 
-def _infer_layout(shape, longer, channels=frozenset(), late=None): # shapes of the output for a clip and a longer one; channels: `_last_axis_channels`; late: of `_late_shares`
+def _infer_layout(shape, longer, channels=frozenset(), late=None, waves=False): # shapes of the output for a clip and a longer one; channels: `_last_axis_channels`; late: of `_late_shares`; waves: the network hears samples
     "Which axes of a layer's output are time and frequency: name of the layout or None, rows of frequency, frames, remark"
     if shape is None: return None, 1, 1, 'its output is no tensor'
     if len(shape) not in (3, 4): return None, 1, 1, f'{len(shape)} axes: time is gone, or never was'
@@ -197,6 +197,7 @@ def _infer_layout(shape, longer, channels=frozenset(), late=None): # shapes of t
     grows, why = [i for i in (a, b) if longer is not None and len(longer) == len(shape) and longer[i] > shape[i]], ''
     if not grows and late and max(late[a - 1], late[b - 1]) > .5 and abs(late[a - 1] - late[b - 1]) > .15:
         grows, why = [a if late[a - 1] > late[b - 1] else b], 'fixed size, time found by a change at the end'
+    if not grows and waves and len(shape) == 4 and 1 in (shape[a], shape[b]): grows, why = [a if shape[a] > 1 else b], 'fixed size; the other axis is one'
     if len(shape) == 4:
         end = '_channel' if channels_last else ''
         if grows == [a]: return f'time_freq{end}', shape[b], shape[a], why
@@ -222,13 +223,15 @@ def _probe_layers(model, front_end, stft, n_samples): # list of `_Layer`
         if all(calls[0] == seen.get(name, [None])[0] for name, calls in longer.items()):  # nothing grows
             with contextlib.suppress(Exception): late = _late_shares(model, front_end, stft, n_samples)  # some won't take two clips
     finally: model.train(was_training)
-    found, layers = [], dict(model.named_modules())
+    found, layers, waves = [], dict(model.named_modules()), getattr(front_end, 'uses_phase', False)
+    learned = {name for name, layer in layers.items() if next(layer.parameters(), None) is not None}
     for name, calls in seen.items():
         shape, sources = calls[0]
-        layout, freq, frames, why = _infer_layout(shape, longer.get(name, [(None, None)])[0][0], _last_axis_channels(layers[name]), late.get(name))
+        layout, freq, frames, why = _infer_layout(shape, longer.get(name, [(None, None)])[0][0], _last_axis_channels(layers[name]), late.get(name), waves)
         if len(calls) > 1: layout, why = None, f'runs {len(calls)} times'
         elif layout and needed and name not in needed: layout, why = None, 'the output does not depend on it'
         elif layout and shape[2 if layout == 'frames' else 3 if layout.endswith('channel') else 1] < 2: layout, why = None, 'a single channel'
+        elif layout and name not in learned and not sources & learned: layout, why = None, 'a feature: nothing learned comes before it'
         elif layout and frames < 2: layout, why = None, 'a single frame: time is pooled away'
         found.append(_Layer(name, type(layers[name]).__name__, shape, layout, freq, frames, why, sources=sources))
     return found
@@ -450,7 +453,7 @@ def probe_output(
     n = x.shape[axis] if x.ndim > 1 else 1
     sums_to_one = n > 1 and x.min() >= 0 and (x.sum(axis) - 1).abs().max() < 1e-3
     if outputs is None: outputs = 'probabilities' if sums_to_one or (squashed and x.min() >= 0 and x.max() <= 1) else 'logits'
-    if multi_label is None: multi_label = n == 1 and len(labels or []) != 2 or outputs == 'probabilities' and not sums_to_one
+    if multi_label is None: multi_label = len(labels or []) != 2 if n == 1 else outputs == 'probabilities' and not sums_to_one
     kind = 'a probability of its own for each class' if multi_label else 'probabilities'
     if outputs == 'probabilities': notes.append(f"The network gives {kind}, and no logits: they are used as they are.")
     if output_layout: notes.append(f"The network gives scores for each frame {tuple(x.shape[1:])}, which are pooled; `at` asks about a stretch of time.")
@@ -489,19 +492,21 @@ def measure_frequencies(
     stft:STFT, # its STFT
 ) -> Tensor: # centre of each row of the features in Hz `(row,)`, in their order
     "Which frequencies the front end's rows answer to; raises `ValueError` where they can't be told"
+    hz, answers = stft.frequencies(classifier.sample_rate), []
+    def features(n_frames, louder=None):
+        magnitude = torch.full((1, stft.n_freqs, n_frames), 1e-2, device=stft.window.device)
+        if louder is not None: magnitude[:, louder] = 1.
+        return classifier.features(magnitude, torch.zeros_like(magnitude)).float()
     n_frames = stft.n_frames(int(classifier.duration_s * classifier.sample_rate))
-    quiet, hz = torch.full((1, stft.n_freqs, n_frames), 1e-2, device=stft.window.device), stft.frequencies(classifier.sample_rate)
-    zero = torch.zeros_like(quiet)
-    silent, bins = classifier.features(quiet, zero).float(), torch.linspace(1, stft.n_freqs - 1, min(stft.n_freqs - 1, 256)).round().long()
-    answers = []
-    for k in bins:
-        louder = quiet.clone()
-        louder[:, k] = 1.
-        answers.append((classifier.features(louder, zero).float() - silent).abs().flatten(0, -3).mean((0, -1)))
+    with contextlib.suppress(Exception):
+        features(16)
+        n_frames = 16  # fewer do, if it takes them
+    silent = features(n_frames)
+    for k in range(stft.n_freqs): answers.append((features(n_frames, k) - silent).abs().flatten(0, -3).mean((0, -1)))
     answers = torch.stack(answers) # `(bin, row)`
     answers = answers - answers.median(0).values  # what answers to all alike, a normalisation, says nothing
     weight = answers.clamp_min(0).square()
-    centre = (weight * hz[bins, None].to(weight)).sum(0) / weight.sum(0).clamp_min(1e-30)
+    centre = (weight * hz[:, None].to(weight)).sum(0) / weight.sum(0).clamp_min(1e-30)
     known = weight.sum(0) > 1e-6 * weight.sum(0).max()
     order = centre[known].diff()
     if known.sum() < 2 or max((order > 0).float().mean(), (order < 0).float().mean()) < .8:
@@ -548,14 +553,15 @@ def settle(
     def differ(a, b): return not torch.allclose(a, b, rtol=1e-5, atol=1e-6 * (1 + b.nan_to_num().abs().max().item()), equal_nan=True)
     notes, one = [], stft(clips[:1].to(stft.window.device))
     if differ(answers(0, 0, 0), answers(0, 0, 0)):
-        classifier.stateful = True
+        classifier.stateful = classifier.one_by_one = True
         if differ(answers(0, 0, 0), answers(0, 0, 0)): raise ValueError("The network says something else to the same clip each time, whatever the random numbers: it keeps a state that can't be reset.")
         notes.append("The network remembers what it heard before: each clip goes to a copy of it that remembers nothing.")
-    if differ(answers(0, 0, 0), answers(0, 0, 0, seed=1)):
+    def draws_lots(): return any(differ(answers(0, 0, 0), answers(0, 0, 0, seed=k)) for k in range(1, n_draws))
+    if draws_lots():
         names, off = _random_layers(classifier, *one)
         classifier.switched_off = off
         if off: notes.append(f"Layers of augmentation, which stay random in eval(), are switched off: {', '.join(off)}.")
-        if differ(answers(0, 0, 0), answers(0, 0, 0, seed=1)):
+        if draws_lots():
             draws = torch.stack([classifier.probabilities(answers(0, seed=k))[0] for k in range(n_draws)])
             classifier.draws, classifier.one_by_one = n_draws, True
             where = ', '.join(k for k in names if k not in off) or 'a function that is no layer'
@@ -583,7 +589,7 @@ def heard_seconds(
     for length in (3 * n, n):
         try: whole = answer(length, length)
         except Exception: continue
-        def same(heard): return torch.allclose(answer(heard, length), whole, rtol=1e-6, atol=1e-6)
+        def same(heard): return torch.equal(answer(heard, length), whole)  # to the bit: of an untrained network the answer hardly changes at all
         if not same(length - length // 8): return None
         low, high = 0, length - length // 8  # it hears more than `low` and no more than `high`
         while high - low > length / 64: low, high = (low, middle) if same(middle := (low + high) // 2) else (middle, high)

@@ -238,7 +238,7 @@ def logits_of(self:TappedClassifier,
     "Logits, whatever was returned: softmax or sigmoid of them gives the probabilities. Raises `ValueError` for other shapes"
     x = select_output(found, self.output)
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    if self.outputs == 'probabilities': x = x.logit(1e-7) if self.multi_label else x.clamp_min(1e-30).log()
+    if self.outputs == 'probabilities': x = x.logit(1e-7) if self.multi_label or x.ndim == 1 or x.shape[1] == 1 else x.clamp_min(1e-30).log()
     x = pool_scores(x, self.output_layout, self.pool, self.at) if self.output_layout else x[:, None] if x.ndim == 1 else x
     if x.ndim != 2: raise ValueError(f"The model must give scores (batch, class). Found: {tuple(x.shape)}. Name their axes as `output_layout`, or pick others by `output`.")
     return F.pad(x, (1, 0)) if x.shape[1] == 1 and len(self.labels) == 2 else x  # one logit that speaks for the second of two

@@ -6,7 +6,7 @@
 __all__ = ['RECIPE', 'AUGMENTATION', 'CLASS_AGNOSTIC', 'WHAT_TO_TRY', 'LMAC', 'as_tapped', 'training_clips']
 
 # %% ../nbs/11_explain.ipynb #11explainx003
-import copy, json, tempfile, time, warnings
+import contextlib, copy, json, math, tempfile, time, warnings
 from pathlib import Path
 
 import torch
@@ -344,12 +344,18 @@ def push_to_hub(self:LMAC,
         return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message, **upload)
 
 # %% ../nbs/11_explain.ipynb #81bfbe0a
-def as_tapped(model, front_end, taps, labels, sample_rate, stft, map_layout, duration_s, pool, output): # a `TappedClassifier`
+def as_tapped(model, front_end, taps, labels, sample_rate, stft, map_layout, duration_s, pool, output): # a `TappedClassifier`, and the `STFT`
     "Find out what a model takes and gives, which layers to tap, and that an answer is the clip's own; arguments as for `LMAC.for_classifier`"
-    stft.to(next((p.device for p in model.parameters()), 'cpu'))
-    try: fresh = private_copy(model.eval())  # before it has heard anything
-    except Exception: fresh = model
+    device = next((p.device for p in model.parameters()), 'cpu')
+    if stft: stft.to(device)
+    fresh = model.eval()
+    if not any(isinstance(layer, torch.jit.ScriptModule) for layer in model.modules()):  # these can't share weights with a copy
+        with contextlib.suppress(Exception): fresh = private_copy(model)  # before it has heard anything
+    given, stft = (front_end, stft), stft or default_stft(sample_rate).to(device)
     front_end, n_samples = fit_input(model, front_end, stft, sample_rate, duration_s)
+    if given == (None, None) and n_samples < 16 * stft.hop_length:  # frames enough for a short clip
+        stft = STFT(stft.n_fft, 2**int(math.log2(max(n_samples / 16, 1)))).to(device)
+        front_end, n_samples = fit_input(model, None, stft, sample_rate, n_samples / sample_rate)
     output, n_classes, notes = probe_output(model, front_end, stft, n_samples, labels, **output)
     if taps is None or map_layout is None:
         proposal = propose_taps(model, front_end, stft, n_samples, taps=taps)
@@ -359,7 +365,7 @@ def as_tapped(model, front_end, taps, labels, sample_rate, stft, map_layout, dur
     classifier.notes = notes + settle(classifier, stft)
     classifier.heard_s = heard_seconds(classifier, stft)
     if classifier.heard_s: classifier.notes.append(f"The network hears the first {classifier.heard_s:.2f} s of a recording, and nothing after.")
-    return classifier
+    return classifier, stft
 
 # %% ../nbs/11_explain.ipynb #11explainx036
 @patch(cls_method=True)
@@ -379,10 +385,11 @@ def for_classifier(cls:LMAC,
 ) -> LMAC: # whose decoder is not trained yet: see `fit`
     "An explainer for any classifier; raises `ValueError` or `TypeError` that says what does not fit, and how to mend it"
     model = unwrap(model)
-    stft = stft or getattr(getattr(model, 'front_end', front_end), 'stft', None) or default_stft(getattr(model, 'sample_rate', sample_rate))
+    stft = stft or getattr(getattr(model, 'front_end', front_end), 'stft', None)
     if not isinstance(model, TappedClassifier):
         found = dict(output=output, outputs=outputs, output_layout=output_layout, multi_label=multi_label)
-        model = as_tapped(model, front_end, taps, labels, sample_rate, stft, map_layout, duration_s, pool, found)
+        model, stft = as_tapped(model, front_end, taps, labels, sample_rate, stft, map_layout, duration_s, pool, found)
+    stft = stft or default_stft(model.sample_rate)
     return cls(model, MaskDecoder.for_classifier(model, stft, **decoder), stft, domain, dict(untrained=True))
 
 # %% ../nbs/11_explain.ipynb #11explainx040

@@ -1,0 +1,259 @@
+"""Networks as other people write them: whatever they take, give back and depend on, an explainer for them is made without naming anything, and what it says is what they say."""
+import copy
+
+import pytest
+import torch
+import torchaudio
+from torch import nn
+
+from lmac.adapters import heard_seconds
+from lmac.explain import LMAC
+from lmac.masking import apply_mask
+from lmac.spectrogram import LogMel
+
+RATE = 16000
+pytestmark = pytest.mark.usefixtures('one_thread')
+NOISE = .1 * torch.randn(1, 2 * RATE, generator=torch.Generator().manual_seed(0))
+
+
+class Base(nn.Module):
+    "Two blocks on a log-mel spectrogram, with or without an axis for channels"
+    def __init__(self, n=3, then=lambda scores: scores):
+        super().__init__()
+        self.c = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(inplace=True))
+        self.o, self.then = nn.Linear(16, n), then
+    def features(self, x): return self.c(x[:, None] if x.dim() == 3 else x).mean((2, 3))
+    def forward(self, x): return self.then(self.o(self.features(x)))
+
+
+class ByFrame(Base):
+    def __init__(self, transposed=False):
+        super().__init__()
+        self.transposed = transposed
+    def forward(self, x):
+        scores = self.o(self.c(x[:, None]).mean(2).mT)  # (batch, frame, class)
+        return scores.mT if self.transposed else scores
+
+
+class OnMaps(Base):
+    "Scores for each place of the map"
+    def forward(self, x): return self.o(self.c(x[:, None]).movedim(1, 3)).movedim(3, 1)
+
+
+class OneChannel(Base):
+    def forward(self, x): return self.o(self.c(x).mean((2, 3)))  # takes an image of one channel, and nothing else
+
+
+def explainer(model, front_end=None, **settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LMAC.for_classifier(model.eval(), front_end or LogMel(), **dict(duration_s=2.) | settings)
+
+
+def explain(lmac, **options):
+    with pytest.warns(UserWarning, match='not trained'): return lmac.explain(NOISE, RATE, **options)
+
+
+OUTPUTS = dict(dict=(lambda s: dict(logits=s, embedding=s[:, :1]), 'softmax'), clipwise=(lambda s: dict(embedding=s.repeat(1, 9), clipwise_output=s.sigmoid()), 'sigmoid'),
+               tuple=(lambda s: (s, s[:, :1]), 'softmax'), softmax=(lambda s: s.softmax(1), 'softmax'), sigmoid=(lambda s: s.sigmoid(), 'sigmoid'),
+               log_softmax=(lambda s: s.log_softmax(1), 'softmax'))
+
+@pytest.mark.parametrize('kind', OUTPUTS)
+def test_outputs(kind):
+    then, squash = OUTPUTS[kind]
+    torch.manual_seed(0)
+    model = Base(then=then).eval()
+    lmac = explainer(model, labels=list('abc'))
+    with torch.no_grad(): scores = model.o(model.features(LogMel()(lmac.magnitude_phase(NOISE)[0])))
+    expected = scores.softmax(1) if squash == 'softmax' else scores.sigmoid()
+    torch.testing.assert_close(lmac.classify(NOISE, RATE), expected, atol=1e-5, rtol=0)
+    assert lmac.classifier.multi_label == (squash == 'sigmoid')
+    ex = explain(lmac)
+    assert ex.probability == pytest.approx(expected.max().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize('squeeze', [False, True])
+@pytest.mark.parametrize('probability', [False, True])
+def test_a_single_score_is_a_yes_or_a_no(squeeze, probability):
+    model = Base(1, lambda s: (s.sigmoid() if probability else s)[:, 0 if squeeze else slice(None)]).eval()
+    lmac = explainer(model)
+    assert lmac.labels == ['yes'] and lmac.classifier.multi_label
+    with torch.no_grad(): score = model.o(model.features(LogMel()(lmac.magnitude_phase(NOISE)[0])))
+    torch.testing.assert_close(lmac.classify(NOISE, RATE), score.sigmoid(), atol=1e-5, rtol=0)
+    assert explainer(model, labels=['noise', 'call']).classify(NOISE, RATE).sum().item() == pytest.approx(1)
+    history = lmac.fit(.1 * torch.randn(8, 2 * RATE), epochs=1, batch_size=4) if not probability and not squeeze else None
+    assert history is None or history.notna().all().all()
+
+
+@pytest.mark.parametrize('model, layout', [(ByFrame(), 'frames'), (ByFrame(True), 'time'), (OnMaps(), 'freq_time')], ids=['frames', 'time', 'maps'])
+def test_scores_with_frames(model, layout):
+    lmac = explainer(model, labels=list('abc'))
+    assert lmac.classifier.output_layout == layout
+    with torch.no_grad(): found = model(LogMel()(lmac.magnitude_phase(NOISE)[0]))
+    axes = {'frames': 1, 'time': 2, 'freq_time': (2, 3)}[layout]
+    torch.testing.assert_close(lmac.classify(NOISE, RATE), found.amax(axes).softmax(1), atol=1e-5, rtol=0)
+    for pool in ('mean', 'logsumexp'): assert explainer(copy.deepcopy(model), labels=list('abc'), pool=pool).classify(NOISE, RATE).sum().item() == pytest.approx(1)
+    then = explain(lmac, at=(.5, .6))
+    assert then.mask.any(0).sum() < lmac.stft.n_frames(2 * RATE) / 2 and 'from 0.50 to 0.60 s' in then.sentence()
+
+
+def test_frames_that_nobody_can_tell():
+    with pytest.raises(ValueError, match='not clear which axis is time'): explainer(Base(then=lambda s: s[:, :, None].repeat(1, 1, 4)), duration_s=1.)
+
+
+@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16, torch.double])
+def test_types(dtype):
+    ex = explain(explainer(Base().to(dtype)))
+    assert 0 < ex.probability < 1 and ex.mask.dtype == torch.float32
+
+
+@pytest.mark.parametrize('wrap', [nn.DataParallel, torch.compile])
+def test_wrapped_networks(wrap):
+    model = Base().eval()
+    torch.testing.assert_close(explainer(wrap(model)).classify(NOISE, RATE), explainer(model).classify(NOISE, RATE))
+
+
+def test_what_cannot_be_looked_into():
+    for model in (torch.jit.script(nn.Sequential(nn.Conv1d(80, 8, 3), nn.ReLU())), ):
+        with pytest.raises(TypeError, match='Hand in the Python module'): LMAC.for_classifier(model, LogMel())
+    with pytest.raises(TypeError, match='must be a torch.nn.Module'): LMAC.for_classifier(lambda x: x, LogMel())
+
+
+def test_a_scripted_part_is_passed_by():
+    class Partly(Base):
+        def __init__(self):
+            super().__init__()
+            self.scripted = torch.jit.script(nn.Sequential(nn.Conv1d(80, 80, 3, padding=1), nn.ReLU()))
+        def forward(self, x): return super().forward(self.scripted(x))
+    lmac = explainer(Partly())
+    assert not any('scripted' in tap for tap in lmac.classifier.taps) and explain(lmac).probability > 0
+
+
+def test_the_axis_of_a_channel():
+    assert explain(explainer(OneChannel())).probability > 0
+
+
+def test_a_function_of_one_argument_as_layout():
+    lmac = explainer(Base(), taps=['c.2'], map_layout=lambda output: output)
+    assert explain(lmac).mask.shape == lmac.magnitude_phase(NOISE)[0].shape[1:]
+
+
+def test_front_ends_that_cut_the_gradient_are_named():
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mel = LogMel()
+        def forward(self, magnitude): return torch.from_numpy(self.mel(magnitude).detach().numpy())
+    with pytest.raises(ValueError, match='gradient is cut at front_end'): explainer(Base(), Cut())
+
+
+def test_frequencies_are_measured_or_asked_for():
+    class Linear(nn.Module):
+        def forward(self, magnitude): return magnitude[:, :256].log1p().flip(1)  # the lower half, upside down
+    lmac = explainer(Base(), Linear())
+    hz = torch.tensor(lmac.decoder.band_hz)
+    assert (hz.diff() < 0).float().mean() > .95 and hz[0] == pytest.approx(4000, abs=60) and hz[-1] < 60
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer('w', torch.randn(513, 80, generator=torch.Generator().manual_seed(0)))
+        def forward(self, magnitude): return (magnitude.mT @ self.w).mT
+    with pytest.raises(ValueError, match='`frequencies`'): explainer(Base(), Mixed())
+
+
+# answers that are not the clip's own
+
+class OnWaves(nn.Module):
+    "A decibel mel spectrogram, something done to it, and three blocks"
+    def __init__(self, before=None, after=None, top_db=None):
+        super().__init__()
+        self.mel, self.db = torchaudio.transforms.MelSpectrogram(RATE, n_fft=512, hop_length=160, n_mels=64), torchaudio.transforms.AmplitudeToDB(top_db=top_db)
+        self.before, self.after = before or nn.Identity(), after or nn.Identity()
+        def block(i, o): return nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(), nn.AvgPool2d(2))
+        self.block1, self.block2, self.block3, self.head = block(1, 8), block(8, 16), block(16, 32), nn.Linear(32, 4)
+    def forward(self, waveform): return self.head(self.block3(self.block2(self.block1(self.after(self.db(self.mel(self.before(waveform))))[:, None] / 40))).mean((2, 3)))
+
+
+class Do(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+    def forward(self, x): return self.function(x)
+
+
+class Running(nn.Module):
+    "A mean that goes on running in eval()"
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(()))
+    def forward(self, x):
+        self.mean = self.mean + .3 * (x.mean() - self.mean)
+        return x - self.mean
+
+
+class Remembering(nn.Module):
+    "A recurrent layer that goes on from where it was"
+    def __init__(self):
+        super().__init__()
+        self.gru, self.state = nn.GRU(64, 64, batch_first=True), None
+    def forward(self, x):
+        out, state = self.gru(x.mT, self.state if self.state is not None and self.state.shape[1] == len(x) else None)
+        self.state = state.detach()
+        return out.mT * 3
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+    def forward(self, x):
+        self.calls += 1
+        return x + self.calls
+
+
+DEPENDENT = dict(top_db=dict(top_db=80.), batch_mean=dict(after=Do(lambda x: x - x.mean())), batch_max=dict(before=Do(lambda x: x / x.abs().max().clamp_min(1e-5))),
+                 batch_norm=dict(after=nn.BatchNorm1d(64, track_running_stats=False)))
+RANDOM = dict(frequency_masking=dict(after=torchaudio.transforms.FrequencyMasking(30)), time_masking=dict(after=torchaudio.transforms.TimeMasking(60)),
+              dither=dict(before=Do(lambda x: x + 3e-3 * torch.randn_like(x))), dropout=dict(after=Do(lambda x: nn.functional.dropout(x, .2, True))),
+              depth=dict(after=Do(lambda x: x * (torch.rand(()) > .3))))
+STATEFUL = dict(running=dict(after=Running()), recurrent=dict(after=Remembering()), counting=dict(after=Counting()))
+
+
+@pytest.mark.parametrize('kind', [*DEPENDENT, *RANDOM, *STATEFUL])
+def test_twelve_kinds_whose_answer_is_not_the_clip_s_own(kind):
+    "Each is found, and then p, p in and p out of a batch are those of one clip at a time"
+    torch.manual_seed(0)
+    model = OnWaves(**(DEPENDENT | RANDOM | STATEFUL)[kind]).eval()
+    lmac = LMAC.for_classifier(model, labels=list('abcd'), duration_s=1.)
+    notes = ' '.join(lmac.classifier.notes)
+    assert ('beside it' in notes) == (kind in DEPENDENT) or kind in STATEFUL, notes
+    assert ('random' in notes) == (kind in RANDOM), notes
+    assert ('remembers' in notes) == (kind in STATEFUL), notes
+    clips = torch.stack([1e-4 * torch.randn(RATE), torch.sin(torch.arange(RATE) * .3) * .9, .1 * torch.randn(RATE)])
+    together = lmac.masked_parts(clips)
+    for i, clip in enumerate(clips):
+        alone = lmac.masked_parts(clip[None])
+        for part in ('probabilities', 'probabilities_in', 'probabilities_out'): torch.testing.assert_close(together[part][i], alone[part][0], atol=1e-5, rtol=0)
+        magnitude, phase = lmac.magnitude_phase(clip[None])
+        torch.testing.assert_close(lmac.probabilities_of(apply_mask(magnitude, 1 - alone['mask']), phase)[0], alone['probabilities_out'][0], atol=1e-5, rtol=0)
+
+
+def test_ordinary_networks_are_not_called_so():
+    torchvision = pytest.importorskip('torchvision.models')
+    for name in ('resnet18', 'mobilenet_v3_small', 'efficientnet_b0', 'shufflenet_v2_x0_5', 'squeezenet1_0'):
+        torch.manual_seed(0)
+        lmac = LMAC.for_classifier(torchvision.get_model(name), LogMel(), duration_s=2.)
+        assert not lmac.classifier.notes, (name, lmac.classifier.notes)
+    for model in (OnWaves(), Base()): assert not explainer(model, None if isinstance(model, OnWaves) else LogMel()).classifier.notes if isinstance(model, Base) else not LMAC.for_classifier(model, duration_s=1.).classifier.notes
+
+
+def test_a_network_with_a_window_of_its_own():
+    "What it doesn't hear is outside the mask, and every picture and sentence says so"
+    torch.manual_seed(0)
+    lmac = LMAC.for_classifier(OnWaves(before=Do(lambda x: x[:, :int(2.6 * RATE)])), labels=list('abcd'), duration_s=4.)
+    assert lmac.classifier.heard_s == pytest.approx(2.6, abs=.15) and 'hears the first 2.' in repr(lmac)
+    with pytest.warns(UserWarning, match='not trained'): ex = lmac.explain(.1 * torch.randn(1, 8 * RATE), RATE)
+    frames = ex.heard_frames
+    assert not ex.mask[:, frames:].any() and ex.mask[:, :frames - 20].any()
+    assert f'of the first {lmac.classifier.heard_s:.1f} s' in ex.sentence() and ex.kept == pytest.approx(ex.mask[:, :frames].mean().item())
+    assert heard_seconds(LMAC.for_classifier(OnWaves(), duration_s=1.).classifier, lmac.stft) is None
