@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from .adapters import check_gradient, default_labels, fit_input, heard_seconds, probe_output, propose_taps, settle, unwrap
+from .adapters import check_gradient, default_labels, fit_input, heard_seconds, is_gain_invariant, probe_output, propose_taps, settle, unwrap
 from .audio import check_sample_rate, check_waveform, fit_peak, load_audio, make_scene, resample, save_audio, to_mono
 from .classifier import TappedClassifier, private_copy, seeded
 from .data import ClipDataset, audio_files, loader
@@ -379,7 +379,7 @@ def for_classifier(cls:LMAC,
     map_layout=None, # see `LAYOUTS`; None: found out with the taps
     duration_s:float=None, # length of the clips that the model was trained on; None: 5 s, or what it takes
     multi_label:bool=None, # each class has a probability of its own; None: found out, where the model gives probabilities
-    domain:str='log1p', # domain of the mask, see `apply_mask`
+    domain:str=None, # domain of the mask, see `apply_mask`; None: 'decibel' for networks that don't care how loud a clip is, otherwise 'log1p'
     output=None, outputs:str=None, output_layout:str=None, pool:str='max', # as for `TappedClassifier`; None: found out
     **decoder, # settings of the `MaskDecoder`
 ) -> LMAC: # whose decoder is not trained yet: see `fit`
@@ -390,6 +390,7 @@ def for_classifier(cls:LMAC,
         found = dict(output=output, outputs=outputs, output_layout=output_layout, multi_label=multi_label)
         model, stft = as_tapped(model, front_end, taps, labels, sample_rate, stft, map_layout, duration_s, pool, found)
     stft = stft or default_stft(model.sample_rate)
+    domain = domain or ('decibel' if is_gain_invariant(model, stft) else 'log1p')
     return cls(model, MaskDecoder.for_classifier(model, stft, **decoder), stft, domain, dict(untrained=True))
 
 # %% ../nbs/11_explain.ipynb #11explainx040
