@@ -286,6 +286,7 @@ class TapProposal:
     taps: list # names, finest map first: the pyramid starts from the last, by whose channels candidates are weighed, and ends at the first
     map_layout: dict # tap to layout
     table: 'pandas.DataFrame' # all layers: kind, output, layout, taken, why
+    rows: int = 1 # of frequency, of the map that has most
 
     @classmethod
     def of(cls, found, taken):
@@ -293,7 +294,7 @@ class TapProposal:
         from pandas import DataFrame  # slow to import, and needed here only
         if unfit := [c for c in taken if not c.layout]: raise ValueError(f"The layer {unfit[0].name!r} gives no map to tap: {unfit[0].why}. Tap another, or hand in map_layout.")
         table = DataFrame([dict(layer=c.name, kind=c.kind, output=c.shape, layout=c.layout, taken=c in taken, why=c.why) for c in found])
-        return cls([c.name for c in taken], {c.name: c.layout for c in taken}, table)
+        return cls([c.name for c in taken], {c.name: c.layout for c in taken}, table, max(c.freq for c in taken))
 
     def _repr_html_(self): return self.table._repr_html_()
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'POOLS', 'ConvBlock', 'Cnn14', 'get_layer', 'tapped', 'first_tensor', 'one_map', 'select_output',
-           'pool_scores', 'TappedClassifier', 'as_dtype_of', 'seeded', 'private_copy', 'switched_off']
+           'pool_scores', 'TappedClassifier', 'as_dtype_of', 'seeded', 'private_copy', 'switched_off', 'levels']
 
 # %% ../nbs/04_classifier.ipynb #03classifier002
 import copy, difflib, inspect, random
@@ -177,6 +177,7 @@ class TappedClassifier(nn.Module):
         outputs:str='logits', # what the scores are: 'logits' or 'probabilities'
         output_layout:str=None, # of scores that have frames, a name from `LAYOUTS`; None: there is one for each clip
         pool:str='max', # what makes a clip's score of them, see `POOLS`
+        guide:bool=False, # the spectrogram is the first of the maps, for networks whose maps have no frequencies
     ):
         super().__init__()
         self.model, self.front_end, self.taps, self.labels = model, front_end, listify(taps), listify(labels)
@@ -190,7 +191,7 @@ class TappedClassifier(nn.Module):
         for name, value, known in (('outputs', outputs, ('logits', 'probabilities')), ('pool', pool, POOLS), ('output_layout', output_layout, (None, *LAYOUTS))):
             if value not in known: raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}. Found: {value!r}.")
         self.sample_rate, self.map_layout, self.duration_s, self.multi_label = sample_rate, map_layout, duration_s, multi_label or len(self.labels) == 1
-        self.output, self.outputs, self.output_layout, self.pool, self.at, self.one_by_one, self.notes = output, outputs, output_layout, pool, None, False, []
+        self.output, self.outputs, self.output_layout, self.pool, self.guide, self.at, self.one_by_one, self.notes = output, outputs, output_layout, pool, guide, None, False, []
         self.draws, self.stateful, self.switched_off, self.heard_s = 0, False, [], None # how to get the clip's own answer, see `settle`
         self.uses_phase, self.standing_phase = getattr(front_end, 'uses_phase', False), None # see `at_phase`
         self.requires_grad_(False).train(False)
@@ -273,6 +274,15 @@ def switched_off(
     finally:
         for handle in handles: handle.remove()
 
+# %% ../nbs/04_classifier.ipynb #3a3d1771
+def levels(
+    magnitude:Tensor, # `(batch, freq, frame)`
+    floor_db:float=-80., # relative to the loudest bin of the clip
+) -> Tensor: # 1 at the loudest bin, 0 at and below the floor, in between in proportion to decibels; same shape
+    "Levels of a spectrogram, relative to its loudest bin"
+    peak = magnitude.amax((-2, -1), keepdim=True).clamp_min(1e-12)
+    return 1 - 20 * (magnitude / peak).clamp_min(10**(floor_db / 20)).log10() / floor_db
+
 # %% ../nbs/04_classifier.ipynb #5816c765
 @patch
 def one_pass(self:TappedClassifier, magnitude, phase, draw=0):
@@ -298,14 +308,15 @@ def forward(self:TappedClassifier,
 def with_taps(self:TappedClassifier,
     magnitude:Tensor, # magnitude spectrogram `(batch, freq, frame)`
     phase:Tensor=None, # as for `features`
-) -> tuple: # logits `(batch, class)`, list of maps `(batch, channel, freq, frame)` in the order of `taps`
+) -> tuple: # logits `(batch, class)`, list of maps `(batch, channel, freq, frame)` in the order of `taps`, with `guide` after the spectrogram
     "Logits and hidden maps in one pass; raises `ValueError` for a tap that gives no such map"
     if self.one_by_one and len(magnitude) > 1:
         logits, maps = zip(*[self.with_taps(*clip) for clip in self.each(magnitude, phase)])
         return torch.cat(logits), [torch.cat(m) for m in zip(*maps)]
     with tapped(self.model, self.taps) as outputs: logits = self.one_pass(magnitude, phase)
     if self.draws: logits = self(magnitude, phase)
-    return logits, [one_map(outputs[name], name, layout, magnitude.shape[-1]).to(magnitude.dtype) for name, layout in self.layouts.items()]
+    maps = [one_map(outputs[name], name, layout, magnitude.shape[-1]).to(magnitude.dtype) for name, layout in self.layouts.items()]
+    return logits, [levels(magnitude)[:, None], *maps] if self.guide else maps
 
 # %% ../nbs/04_classifier.ipynb #29c9a92a
 @patch

@@ -102,15 +102,18 @@ class MaskDecoder(nn.Module):
         n_classes:int=None, # classes to draw for; None or 0 makes a class-agnostic decoder, as the paper's
         spread:int=1, # rows of frequency to make of each row of the maps, for maps that have few
         rank:int=None, # for many classes: patterns that their weights are mixtures of
+        guide:bool=False, # the first map is the spectrogram: candidates are drawn from it, and not from the finest map
     ):
         super().__init__()
         tap_channels, band_hz, bin_hz = list(tap_channels), torch.as_tensor(band_hz).tolist(), torch.as_tensor(bin_hz).tolist()
         store_attr()
         if min(channels, head_channels, spread) < 1:
             raise ValueError(f"channels, head_channels and spread must be at least 1. Found: {channels}, {head_channels}, {spread}.")
-        self.standardize = nn.ModuleList(nn.BatchNorm2d(n, affine=False) for n in tap_channels)
-        self.merges = nn.ModuleList(TopDownBlock(n, channels, spread) for n in tap_channels)
-        self.head, self.skip = nn.Conv2d(channels, head_channels, 3, padding=1), nn.Conv2d(tap_channels[0], head_channels * spread, 1)
+        pyramid = tap_channels[guide:]
+        self.standardize = nn.ModuleList(nn.BatchNorm2d(n, affine=False) for n in pyramid)
+        self.merges = nn.ModuleList(TopDownBlock(n, channels, spread) for n in pyramid)
+        self.head = nn.Conv2d(channels, head_channels, 3, padding=1)
+        self.skip = nn.Conv2d(1, head_channels, 5, padding=2) if guide else nn.Conv2d(tap_channels[0], head_channels * spread, 1)
         self.weigh = CandidateGate(tap_channels[-1], 2 * head_channels, n_classes, dropout, rank)
         self.sum = nn.Conv2d(2 * head_channels, 1, 3, padding=1)
         nn.init.ones_(self.sum.bias)
@@ -120,7 +123,7 @@ class MaskDecoder(nn.Module):
     @property
     def config(self) -> dict: # keyword arguments that make this decoder again
         "What `MaskDecoder(**config)` needs"
-        return {k: getattr(self, k) for k in ('tap_channels', 'band_hz', 'bin_hz', 'spread', *DECODER_SETTINGS)}
+        return {k: getattr(self, k) for k in ('tap_channels', 'band_hz', 'bin_hz', 'spread', 'guide', *DECODER_SETTINGS)}
 
 # %% ../nbs/06_decoder.ipynb #04decoder029
 def _upsample(x, size): # bilinear, `(batch, channel, freq, frame)` to `size`, `(freq, frame)`
@@ -139,14 +142,16 @@ def logits(self:MaskDecoder,
                          "It was made for another classifier or other taps: make one with MaskDecoder.for_classifier.")
     if self.n_classes and target is None:
         raise ValueError(f"This class-conditional decoder needs a target, one of {self.n_classes} classes for each clip. Found: None.")
+    guide, maps = (maps[0], maps[1:]) if self.guide else (None, maps)
     maps = [F.adaptive_avg_pool2d(m, (None, n_frames)) if m.shape[-1] > n_frames else m for m in maps]  # finer than the mask is of no use
     x, maps = None, [m.contiguous(memory_format=torch.channels_last) for m in maps]
     standard = [standardize(m) for standardize, m in zip(self.standardize, maps)]
     for merge, hidden in zip(reversed(self.merges), reversed(standard)): x = merge(hidden, x)
-    candidates = torch.cat([F.relu_(self.head(x)), channels_to_freq(self.skip(standard[0]), self.spread)], 1)
-    worth = _upsample(self.weigh(maps[-1], target), candidates.shape[-2:])
-    drawn = _upsample(self.sum(worth * candidates), (len(self.band_hz), n_frames))
-    return (drawn[:, 0].mT @ self.to_bins).mT
+    drawn, worth = F.relu_(self.head(x)), self.weigh(maps[-1], target)
+    def at_bins(x): return (_upsample(x, (len(self.band_hz), n_frames)).mT @ self.to_bins).mT
+    if guide is not None: return self.sum(at_bins(worth) * torch.cat([at_bins(drawn), F.relu_(self.skip(guide))], 1))[:, 0]
+    candidates = torch.cat([drawn, channels_to_freq(self.skip(standard[0]), self.spread)], 1)
+    return at_bins(self.sum(_upsample(worth, candidates.shape[-2:]) * candidates))[:, 0]
 
 @patch
 def forward(self:MaskDecoder,
@@ -170,7 +175,7 @@ def _fold_before(conv, norm): # 1×1 convolution that does both
 def folded(self:MaskDecoder) -> MaskDecoder: # for drawing masks; not to be trained or saved
     "A copy in evaluation mode without normalisations that draws the same masks, faster"
     fast = copy.deepcopy(self).eval()
-    fast.skip = _fold_before(fast.skip, fast.standardize[0])
+    if not self.guide: fast.skip = _fold_before(fast.skip, fast.standardize[0])
     for merge, standardize in zip(fast.merges, fast.standardize):
         merge.lateral = _fold_before(merge.lateral, standardize)
         merge.mix, merge.norm = fuse_conv_bn_eval(merge.mix, merge.norm), nn.Identity()
@@ -192,6 +197,6 @@ def for_classifier(cls:MaskDecoder,
     band_hz = getattr(classifier.front_end, 'frequencies', None)
     if band_hz is None: band_hz = measure_frequencies(classifier, stft)
     with torch.no_grad(): _, maps = classifier.with_taps(probe, probe)
-    sizes = dict(n_classes=len(classifier.labels), spread=max(1, _MIN_ROWS // max(m.shape[2] for m in maps))) | kwargs
+    sizes = dict(n_classes=len(classifier.labels), spread=max(1, _MIN_ROWS // max(m.shape[2] for m in maps[classifier.guide:])), guide=classifier.guide) | kwargs
     if (sizes['n_classes'] or 0) > _MANY_CLASSES: sizes = dict(rank=_MIN_ROWS) | sizes
     return cls([m.shape[1] for m in maps], band_hz, stft.frequencies(classifier.sample_rate), **sizes)

@@ -357,10 +357,12 @@ def as_tapped(model, front_end, taps, labels, sample_rate, stft, map_layout, dur
         stft = STFT(stft.n_fft, 2**int(math.log2(max(n_samples / 16, 1)))).to(device)
         front_end, n_samples = fit_input(model, None, stft, sample_rate, n_samples / sample_rate)
     output, n_classes, notes = probe_output(model, front_end, stft, n_samples, labels, **output)
+    guide = False
     if taps is None or map_layout is None:
         proposal = propose_taps(model, front_end, stft, n_samples, taps=taps)
+        guide = proposal.rows == 1  # maps without frequencies
         taps, map_layout = proposal.taps, map_layout or proposal.map_layout
-    classifier = TappedClassifier(fresh, front_end, taps, labels or default_labels(n_classes), sample_rate, map_layout, n_samples / sample_rate, pool=pool, **output)
+    classifier = TappedClassifier(fresh, front_end, taps, labels or default_labels(n_classes), sample_rate, map_layout, n_samples / sample_rate, pool=pool, guide=guide, **output)
     check_gradient(classifier, stft)
     classifier.notes = notes + settle(classifier, stft)
     classifier.heard_s = heard_seconds(classifier, stft)

@@ -17,15 +17,15 @@ from torch.nn import functional as F
 DOMAINS = ('log1p', 'magnitude', 'decibel')
 FLOOR_DB = -60. # of the domain 'decibel', relative to the loudest bin of the clip
 
-def _toward_floor(magnitude, mask): # the level above the floor, in decibels, times the mask
-    "A mask of zeros brings down to the floor what lies above it; what lies below is left as it is"
+def _toward_floor(magnitude, mask): # the distance from the floor, in decibels, times the mask
+    "A mask of zeros brings everything to the floor, from above and, by up to 60 dB, from below; a mask of ones changes nothing"
     floor = 10**(FLOOR_DB / 20) * magnitude.detach().amax((-2, -1), keepdim=True)
-    return magnitude * (magnitude / floor.clamp_min(1e-12)).clamp_min(1).pow(mask - 1)
+    return magnitude * (magnitude / floor.clamp_min(1e-12)).clamp_min(1e-3).pow(mask - 1)
 
 def apply_mask(
     magnitude:Tensor, # magnitude spectrogram `(..., freq, frame)`, not negative
     mask:Tensor, # mask in [0, 1], of the same shape
-    domain:str='log1p', # 'log1p': `expm1(mask * log1p(magnitude))`, as in L-MAC; 'magnitude': `mask * magnitude`; 'decibel': the level above a floor
+    domain:str='log1p', # 'log1p': `expm1(mask * log1p(magnitude))`, as in L-MAC; 'magnitude': `mask * magnitude`; 'decibel': the distance from a floor
 ) -> Tensor: # masked magnitude, same shape
     "Apply a mask to a magnitude spectrogram. Loss, metrics and playback all use this function; raises `ValueError`"
     if mask.shape != magnitude.shape:

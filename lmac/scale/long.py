@@ -31,7 +31,7 @@ from ..audio import (AUDIO_FORMATS, check_audio_file, check_complete, check_samp
                         load_audio, resample_ratio, to_mono)
 from ..decoder import band_to_bin
 from ..explain import LMAC
-from ..explanation import STYLE, Explanation
+from ..explanation import STYLE, Explanation, judge
 from ..masking import apply_mask, binarize
 from ..player import figure_html, player_script
 from ..pretrained import write_files, write_together
@@ -550,7 +550,8 @@ def summary(self:LongExplanation) -> dict: # plain values
     "What `explanation.json` holds"
     known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ('folder', 'timeline')}
     means = self.timeline[['probability', 'probability_masked_in', 'probability_masked_out', 'kept']].mean().to_dict()
-    return known | dict(windows=len(self.timeline), means={k: None if math.isnan(v) else v for k, v in means.items()},
+    explained = self.explained()
+    return known | dict(windows=len(self.timeline), explained=None if math.isnan(explained) else explained, means={k: None if math.isnan(v) else v for k, v in means.items()},
                         segments=self.segments().to_dict('records'), lmac_version=__version__)
 
 # %% ../../nbs/scale/long.ipynb #08long076
@@ -567,7 +568,16 @@ def sentence(self:LongExplanation) -> str: # a sentence or three
         says += f" This explains {self.target!r}{contrast} throughout, with a probability of {loud.probability.mean():.2f} on average."
     if not self.scored: return f"{says} {loud.kept.mean():.0%} of the spectrogram is kept."
     return (f"{says} On the masked-in part, {loud.kept.mean():.0%} of the spectrogram, the class explained has a probability of "
-            f"{loud.probability_masked_in.mean():.2f} on average; on the masked-out part, {loud.probability_masked_out.mean():.2f}.")
+            f"{loud.probability_masked_in.mean():.2f} on average; on the masked-out part, {loud.probability_masked_out.mean():.2f}. "
+            f"{self.explained():.0%} of the windows with sound are explained.")
+
+@patch
+def explained(self:LongExplanation) -> float: # share of the windows with sound, nan if there are none or they were not scored
+    "How many windows have the verdict 'explains', see `judge`; the sound that is heard is not looked at"
+    loud = self.timeline[self.timeline.level_db > _SILENT_DB]
+    if not self.scored or loud.empty: return math.nan
+    rows = loud[['probability', 'probability_masked_in', 'probability_masked_out', 'kept']].to_numpy()
+    return sum(judge(*row) == 'explains' for row in rows) / len(rows)
 
 def _clock(seconds:float) -> str:
     "A time, as '1:02:03' or '2:03'"
