@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'POOLS', 'ConvBlock', 'Cnn14', 'get_layer', 'tapped', 'first_tensor', 'one_map', 'select_output',
-           'pool_scores', 'TappedClassifier', 'as_dtype_of', 'seeded', 'private_copy', 'switched_off', 'levels']
+           'pool_scores', 'TappedClassifier', 'as_dtype_of', 'seeded', 'private_copy', 'switched_off', 'guide_map']
 
 # %% ../nbs/04_classifier.ipynb #03classifier002
 import copy, difflib, inspect, random
@@ -275,13 +275,16 @@ def switched_off(
         for handle in handles: handle.remove()
 
 # %% ../nbs/04_classifier.ipynb #3a3d1771
-def levels(
+def guide_map(
     magnitude:Tensor, # `(batch, freq, frame)`
-    floor_db:float=-80., # relative to the loudest bin of the clip
-) -> Tensor: # 1 at the loudest bin, 0 at and below the floor, in between in proportion to decibels; same shape
-    "Levels of a spectrogram, relative to its loudest bin"
+    floor_db:float=-80., # below the loudest bin of the clip, where levels end
+    reach:int=8, # bins to either side, whose mean a bin is compared with
+) -> Tensor: # `(batch, 2, freq, frame)`
+    "Levels of a spectrogram, from -1 at the floor to 1, and how far they stand out from their neighbours in frequency"
     peak = magnitude.amax((-2, -1), keepdim=True).clamp_min(1e-12)
-    return 1 - 20 * (magnitude / peak).clamp_min(10**(floor_db / 20)).log10() / floor_db
+    level = 1 - 40 * (magnitude / peak).clamp_min(10**(floor_db / 20)).log10() / floor_db
+    around = F.avg_pool1d(level.mT, 2 * reach + 1, 1, reach, count_include_pad=False).mT
+    return torch.stack([level, 4 * (level - around)], 1)
 
 # %% ../nbs/04_classifier.ipynb #5816c765
 @patch
@@ -316,7 +319,7 @@ def with_taps(self:TappedClassifier,
     with tapped(self.model, self.taps) as outputs: logits = self.one_pass(magnitude, phase)
     if self.draws: logits = self(magnitude, phase)
     maps = [one_map(outputs[name], name, layout, magnitude.shape[-1]).to(magnitude.dtype) for name, layout in self.layouts.items()]
-    return logits, [levels(magnitude)[:, None], *maps] if self.guide else maps
+    return logits, [guide_map(magnitude), *maps] if self.guide else maps
 
 # %% ../nbs/04_classifier.ipynb #29c9a92a
 @patch

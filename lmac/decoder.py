@@ -113,7 +113,7 @@ class MaskDecoder(nn.Module):
         self.standardize = nn.ModuleList(nn.BatchNorm2d(n, affine=False) for n in pyramid)
         self.merges = nn.ModuleList(TopDownBlock(n, channels, spread) for n in pyramid)
         self.head = nn.Conv2d(channels, head_channels, 3, padding=1)
-        self.skip = nn.Conv2d(1, head_channels, 5, padding=2) if guide else nn.Conv2d(tap_channels[0], head_channels * spread, 1)
+        self.skip = nn.Conv2d(tap_channels[0], head_channels, 5, padding=2) if guide else nn.Conv2d(tap_channels[0], head_channels * spread, 1)
         self.weigh = CandidateGate(tap_channels[-1], 2 * head_channels, n_classes, dropout, rank)
         self.sum = nn.Conv2d(2 * head_channels, 1, 3, padding=1)
         nn.init.ones_(self.sum.bias)

@@ -453,7 +453,7 @@ def verdict_on(self:LMAC,
     found = {name: dict(zip(names, x.mean(0).tolist())) for name, x in rows.items()}
     found['explains'] = sum(judge(p, p_in, p_out, kept) == 'explains' for p, p_in, p_out, _, kept in rows['explanation'].tolist()) / len(rows['explanation'])
     e = found['explanation']
-    found |= dict(n_clips=len(rows['explanation']), verdict=judge(e['p'], e['p_in'], e['p_out'], e['kept']))
+    found |= dict(n_clips=len(rows['explanation']), verdict=judge(e['p'], e['p_in'], e['p_out'], e['kept'], rest=.5))  # of means: where the rest convinces in one clip of two, half is left
     return found | dict(sentence=_verdict_sentence(found))
 
 def _verdict_sentence(found): # a sentence or three

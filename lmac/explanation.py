@@ -67,7 +67,7 @@ class Explanation:
     def silent(self): return not self.waveform.any().item()
 
 # %% ../nbs/10_explanation.ipynb #a39a0fe1
-THRESHOLDS = dict(likely=.1, rest=.5, part=.7, kept=.6, heard=.6) # least p; most p_out / p; least p_in / p; most of the bins; least p_heard / p_in
+THRESHOLDS = dict(likely=.1, rest=.8, part=.7, kept=.6, heard=.6) # least p; most p_out / p; least p_in / p; most of the bins; least p_heard / p_in
 VERDICTS = {'explains': '', # verdict → what it means, in a sentence
             'the recording is silent': "There is nothing to explain.",
             'the class was not likely': "The class was not likely, so that there is little to explain.",
@@ -82,13 +82,15 @@ def judge(
     p_out:float, # on the masked-out part
     kept:float=0., # share of the bins that the mask keeps
     p_heard:float=None, # on the sound that is played; None: not looked at
+    **thresholds, # that differ from `THRESHOLDS`
 ) -> str: # a key of `VERDICTS`
     "Whether a mask explains, and if not, why not; by `THRESHOLDS`"
-    if not p >= THRESHOLDS['likely']: return 'the class was not likely'
-    if not p_out <= THRESHOLDS['rest'] * p: return 'the rest is as convincing'  # nan is not convincing either
-    if not p_in >= THRESHOLDS['part'] * p: return 'the part is not enough'
-    if kept > THRESHOLDS['kept']: return 'keeps too much'
-    if p_heard is not None and not p_heard >= THRESHOLDS['heard'] * p_in: return 'the sound is not what was scored'
+    t = THRESHOLDS | thresholds
+    if not p >= t['likely']: return 'the class was not likely'
+    if not p_out <= t['rest'] * p: return 'the rest is as convincing'  # nan is not convincing either
+    if not p_in >= t['part'] * p: return 'the part is not enough'
+    if kept > t['kept']: return 'keeps too much'
+    if p_heard is not None and not p_heard >= t['heard'] * p_in: return 'the sound is not what was scored'
     return 'explains'
 
 # %% ../nbs/10_explanation.ipynb #d386b513

@@ -257,3 +257,36 @@ def test_a_network_with_a_window_of_its_own():
     assert not ex.mask[:, frames:].any() and ex.mask[:, :frames - 20].any()
     assert f'of the first {lmac.classifier.heard_s:.1f} s' in ex.sentence() and ex.kept == pytest.approx(ex.mask[:, :frames].mean().item())
     assert heard_seconds(LMAC.for_classifier(OnWaves(), duration_s=1.).classifier, lmac.stft) is None
+
+
+@pytest.mark.parametrize('model', [Base(then=OUTPUTS['sigmoid'][0]), Base(1), Base(1, lambda s: s[:, 0].sigmoid()), ByFrame(), OnWaves()], ids=['multi_label', 'single', 'squeezed', 'frames', 'waves'])
+def test_every_kind_can_be_evaluated(model):
+    "Metrics of each clip, finite and of one length, and times"
+    from lmac.evidence.evaluation import score_batch, time_decoder
+    lmac = LMAC.for_classifier(model.eval(), duration_s=1.) if isinstance(model, OnWaves) else explainer(model, duration_s=1.)
+    clips = .1 * torch.randn(3, RATE)
+    for scored_on in ('spectrogram', 'audio'):
+        for threshold in (None, .5):
+            scores = score_batch(lmac, clips, threshold, scored_on)
+            assert {'AI', 'AD', 'AG', 'FF', 'Fid-In', 'SPS', 'COMP'} <= set(scores) and all(len(x) == 3 and x.isfinite().all() for x in scores.values())
+            assert ('AD_ref' in scores) == (not lmac.classifier.multi_label)
+    assert time_decoder(lmac, n_repeats=1)['ratio'] > 0
+
+
+def test_fit_says_what_it_is_worth(recwarn):
+    "A network that was never trained has no reasons: nothing can be explained, and that is said in one sentence, and kept"
+    torch.manual_seed(0)
+    lmac = explainer(Base(), duration_s=1.)
+    with pytest.warns(UserWarning, match='On 2 clips kept back .* Try more steps'): lmac.fit(.1 * torch.randn(12, RATE), epochs=1, batch_size=4)
+    verdict = lmac.provenance['verdict']
+    assert verdict['verdict'] != 'explains' and verdict['sentence'] and set(verdict['explanation']) == {'p', 'p_in', 'p_out', 'fid_in', 'kept'}
+    assert verdict['random']['kept'] == pytest.approx(verdict['explanation']['kept'], abs=1e-3) == verdict['energy']['kept']
+    import json
+    assert json.loads(json.dumps(lmac.provenance)) == lmac.provenance
+
+
+def test_time_for_fit(capsys):
+    "Epochs and rounds fit into the minutes that there are"
+    lmac = explainer(Base(), duration_s=1.)
+    with pytest.warns(UserWarning): history = lmac.fit(.1 * torch.randn(12, RATE), minutes=.05, batch_size=4)
+    assert 'in 0.05 minutes, instead of' in capsys.readouterr().out and 1 <= len(history) < 150
