@@ -188,6 +188,7 @@ def _late_shares(model, front_end, stft, n_samples): # dict, layer to a number f
         for handle in handles: handle.remove()
     return found
 
+# %% ../nbs/05_adapters.ipynb #eee8de15
 def _infer_layout(shape, longer, channels=frozenset(), late=None, waves=False): # shapes of the output for a clip and a longer one; channels: `_last_axis_channels`; late: of `_late_shares`; waves: the network hears samples
     "Which axes of a layer's output are time and frequency: name of the layout or None, rows of frequency, frames, remark"
     if shape is None: return None, 1, 1, 'its output is no tensor'

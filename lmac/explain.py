@@ -421,8 +421,6 @@ def training_clips(
     return TensorDataset(sounds, torch.zeros(len(sounds), dtype=torch.long))
 
 # %% ../nbs/11_explain.ipynb #ac610ea2
-WHAT_TO_TRY = 'Try more steps (`epochs`, `minutes`), more recordings, other taps, or another domain of the mask.'
-
 def _of_equal_share(mask, magnitude, seed=0): # dict, name to masks of zeros and ones
     "Masks of the loudest and of random bins, as many as a mask keeps"
     share, shape = mask.mean((1, 2)), mask.shape
@@ -456,6 +454,9 @@ def verdict_on(self:LMAC,
     found |= dict(n_clips=len(rows['explanation']), verdict=judge(e['p'], e['p_in'], e['p_out'], e['kept'], rest=.5))  # of means: where the rest convinces in one clip of two, half is left
     return found | dict(sentence=_verdict_sentence(found))
 
+# %% ../nbs/11_explain.ipynb #8fc64efc
+WHAT_TO_TRY = 'Try more steps (`epochs`, `minutes`), more recordings, other taps, or another domain of the mask.'
+
 def _verdict_sentence(found): # a sentence or three
     "A verdict in words"
     e = found['explanation']
@@ -463,6 +464,19 @@ def _verdict_sentence(found): # a sentence or three
     says = (f"On {found['n_clips']} clips kept back the class has a probability of {e['p']:.2f} on the whole, {e['p_in']:.2f} on the part and {e['p_out']:.2f} on the rest "
             f"(as many of {other}). {e['kept']:.0%} of the bins are kept, and {found['explains']:.0%} of the clips are explained.")
     return f"{says} {VERDICTS[found['verdict']]} {WHAT_TO_TRY}" if VERDICTS[found['verdict']] else says
+
+# %% ../nbs/11_explain.ipynb #79312151
+@patch
+def seconds_per_step(self:LMAC, task, clips, batch_size, n=2): # seconds; nothing stays changed
+    "How long a step of training takes, by trial"
+    before, task = copy.deepcopy(task.trained.state_dict()), task.train()
+    with seeded(0):
+        for i, (waveform, _) in enumerate(loader(Subset(clips, [k % len(clips) for k in range((n + 1) * batch_size)]), batch_size)):
+            if i == 1: start = time.perf_counter()  # the first is slower
+            task(waveform.to(self.device))['loss'].backward()
+    task.trained.zero_grad()
+    task.trained.load_state_dict(before)
+    return (time.perf_counter() - start) / n
 
 # %% ../nbs/11_explain.ipynb #1ad8613c
 @patch
@@ -485,18 +499,6 @@ def plan_epochs(self:LMAC, task, clips, batch_size, epochs=None, minutes=None): 
     return min(epochs, fitting)
 
 # %% ../nbs/11_explain.ipynb #11explainx042
-@patch
-def seconds_per_step(self:LMAC, task, clips, batch_size, n=2): # seconds; nothing stays changed
-    "How long a step of training takes, by trial"
-    before, task = copy.deepcopy(task.trained.state_dict()), task.train()
-    with seeded(0):
-        for i, (waveform, _) in enumerate(loader(Subset(clips, [k % len(clips) for k in range((n + 1) * batch_size)]), batch_size)):
-            if i == 1: start = time.perf_counter()  # the first is slower
-            task(waveform.to(self.device))['loss'].backward()
-    task.trained.zero_grad()
-    task.trained.load_state_dict(before)
-    return (time.perf_counter() - start) / n
-
 @patch
 def fit(self:LMAC,
     sounds, # what to train on: `ClipDataset`, waveforms `(clip, time)` at the classifier's rate, a folder, or a list of files

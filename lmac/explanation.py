@@ -48,23 +48,48 @@ class Explanation:
     heard_s: float = None # seconds of a recording that the classifier hears; None: all
     playable: bool = field(default=True) # embed players when shown in Jupyter
 
-    @property
-    def predicted_label(self): return self.labels[self.probabilities.argmax()]
-    @property
-    def probability(self): return self.probabilities[self.class_index].item()
-    @property
-    def probability_contrast(self): return self.probabilities[self.labels.index(self.contrast)].item() if self.contrast else None
-    @property
-    def duration_s(self): return self.waveform.shape[-1] / self.sample_rate
-    @property
-    def n_frames(self): return 1 + self.waveform.shape[-1] // self.hop_length # of the clip; short ones are padded for the classifier
-    @property
-    def heard_frames(self): # of the clip
-        return self.n_frames if self.heard_s is None else min(self.n_frames, 1 + int(self.heard_s * self.sample_rate / self.hop_length))
-    @property
-    def kept(self): return self.mask[:, :self.heard_frames].mean().item() # share of the clip's bins
-    @property
-    def silent(self): return not self.waveform.any().item()
+
+# %% ../nbs/10_explanation.ipynb #ce1269af
+@patch(as_prop=True)
+def predicted_label(self:Explanation):
+    "Name of the likeliest class"
+    return self.labels[self.probabilities.argmax()]
+
+@patch(as_prop=True)
+def probability(self:Explanation):
+    "Probability of the class explained, on the whole clip"
+    return self.probabilities[self.class_index].item()
+
+@patch(as_prop=True)
+def probability_contrast(self:Explanation):
+    "Probability of the contrast class on the whole clip, or None"
+    return self.probabilities[self.labels.index(self.contrast)].item() if self.contrast else None
+
+# %% ../nbs/10_explanation.ipynb #8b16a8ae
+@patch(as_prop=True)
+def duration_s(self:Explanation):
+    "Length of the clip in seconds"
+    return self.waveform.shape[-1] / self.sample_rate
+
+@patch(as_prop=True)
+def n_frames(self:Explanation):
+    "Frames of the clip; short ones are padded for the classifier"
+    return 1 + self.waveform.shape[-1] // self.hop_length
+
+@patch(as_prop=True)
+def heard_frames(self:Explanation):
+    "Frames of the clip that the classifier hears"
+    return self.n_frames if self.heard_s is None else min(self.n_frames, 1 + int(self.heard_s * self.sample_rate / self.hop_length))
+
+@patch(as_prop=True)
+def kept(self:Explanation):
+    "Mean of the mask over the frames that are heard"
+    return self.mask[:, :self.heard_frames].mean().item()
+
+@patch(as_prop=True)
+def silent(self:Explanation):
+    "Whether the clip is digital silence"
+    return not self.waveform.any().item()
 
 # %% ../nbs/10_explanation.ipynb #a39a0fe1
 THRESHOLDS = dict(likely=.1, rest=.8, part=.7, kept=.6, heard=.6) # least p; most p_out / p; least p_in / p; most of the bins; least p_heard / p_in

@@ -528,6 +528,7 @@ class Constraints(Callback):
     def load_state_dict(self, state): self.log_factor, self.smooth = dict(state['log_factor']), dict(state['smooth'])
 
     def after_batch(self, learner):
+        if 'part' not in learner.terms: return  # a task with an objective of its own
         for name in ('part', 'rest', 'kept'):
             x = learner.accelerator.reduce(learner.terms[name].float(), 'mean').item()
             self.smooth[name] = .9 * self.smooth.get(name, x) + .1 * x

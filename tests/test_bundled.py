@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmac.data import has_dataset
 from lmac.explain import LMAC
 from lmac.pretrained import WEIGHTS
 
@@ -58,6 +59,7 @@ def test_masks_are_what_they_were(name, one_thread):
 
 
 @pytest.mark.data
+@pytest.mark.skipif(not has_dataset("esc50"), reason="ESC-50 is not here")
 def test_verdicts_tell_explanations_from_random_masks(one_thread):
     "Fold 4, none of which the bundled explainer was trained on, every second clip: masks that explain, random ones, and those of the loudest bins, which often explain"
     from lmac.data import esc50

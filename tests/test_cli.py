@@ -340,7 +340,7 @@ def test_a_parent_that_does_not_fit(tmp_path, trained, shell, train, explainer):
     for name, data in contents(folder/'c').items():
         if '/' not in name: (tmp_path/'bad'/name).write_bytes(data[:-1] if name.endswith('.safetensors') else data)
     train('explainer', '--out', 'x', '--classifier', 'bad').failed('classifier.safetensors is damaged')
-    train('explainer', '--out', 'x', '--classifier', folder/'c', domain='decibel').failed("domain.*'decibel'", lines=None)
+    train('explainer', '--out', 'x', '--classifier', folder/'c', domain='decibels').failed("domain.*'decibels'", lines=None)
     train('explainer', '--out', 'x', '--classifier', folder/'c', loss__weight_beauty=1.).failed('weight_beauty', lines=None)
     assert contents(folder) == before and not (tmp_path/'x/config.json').exists()
 

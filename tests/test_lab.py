@@ -114,7 +114,7 @@ def hears(player, ask, name):
 def scored(form, ask, name, row=0):
     "What the table says is what the classifier says to the parts that are heard"
     numbers = f"{name}.probability, {name}.probability_masked_in, lmac.classify({name}.audio, 16000)[0, {name}.class_index].item(), {name}.probability_masked_out, {name}.kept"
-    def both(): return form.locator("table.lmac-scores tbody tr").nth(row).locator("td").all_inner_texts()[1:], [f"{x:.{d}}" for x, d in zip(ask(f"[{numbers}]"), ["3f"] * 4 + ["1%"])]
+    def both(): return form.locator("table.lmac-scores tbody tr").nth(row).locator("td").all_inner_texts()[1:6], [f"{x:.{d}}" for x, d in zip(ask(f"[{numbers}]"), ["3f"] * 4 + ["1%"])]
     wait(both, lambda found: found[0] == found[1])
 
 
