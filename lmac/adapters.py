@@ -380,12 +380,12 @@ def fit_input(
     def takes(front, n):
         found = tree_leaves(model(probe_features(model, front, stft, probe_clips(n))))
         if not any(isinstance(x, Tensor) and x.ndim and len(x) == 5 for x in found): raise ValueError('for five clips it does not give five answers')
-    failed = {}
+    failed = []
     for n in lengths:
-        for k, make in enumerate(candidates):
+        for make in candidates:
             front = make(n)
             try: takes(front, n)
-            except Exception as e: failed.setdefault((type(e).__name__, str(e)[:300]), k)
+            except Exception as e: failed.append(f'{type(e).__name__}: {str(e)[:300]}')
             else:
                 if not isinstance(front, Resynthesis) or front is front_end: return front, n
                 with contextlib.suppress(Exception):
@@ -395,7 +395,7 @@ def fit_input(
     lengths = f'{duration_s:g} s' if duration_s else f'{lengths[-1]} samples up to 10 s'
     what = "the front end's features, with or without an axis for channels" if front_end else '(batch, time) or (batch, 1, time)'
     raise ValueError(f"The model does not take clips of {lengths} as {what}. Hand in the front_end that makes its input of a magnitude (batch, freq, frame)"
-                     f" and the duration_s that it is made for. Found: {'; '.join(f'{kind}: {text}' for kind, text in failed)[:700]}.")
+                     f" and the duration_s that it is made for. Found: {'; '.join(dict.fromkeys(failed))[:700]}.")
 
 # %% ../nbs/05_adapters.ipynb #7836a500
 _WEIGHING = ('addmm', 'mm', 'bmm', 'baddbmm', 'convolution', 'native_batch_norm', 'native_layer_norm', 'cudnn_batch_norm', 'embedding')

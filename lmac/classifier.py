@@ -7,7 +7,7 @@ __all__ = ['LAYOUTS', 'SCORE_POOLS', 'ConvBlock', 'Cnn14', 'get_layer', 'tapped'
            'pool_scores', 'TappedClassifier', 'as_dtype_of', 'seeded', 'private_copy', 'switched_off', 'guide_map']
 
 # %% ../nbs/04_classifier.ipynb #03classifier002
-import copy, difflib, inspect, random
+import copy, difflib, inspect, math, random
 from contextlib import ExitStack, contextmanager
 
 import numpy as np, torch
@@ -154,11 +154,13 @@ def pool_scores(
     scores:Tensor, # with frames, laid out as `layout` says
     layout:str, # a name from `LAYOUTS`, channels being the classes
     pool:str='max', # a name from `SCORE_POOLS`
-    at:tuple=None, # start and end of the stretch to pool, as fractions of the clip; None: the whole
+    at_fraction:tuple=None, # start and end of the stretch to pool, as fractions of the clip; None: the whole
 ) -> Tensor: # `(batch, class)`
     "Scores of clips from scores of frames; raises `ValueError` where the axes are others"
     x = one_map([scores], 'output', layout)
-    if at: x = x[..., max(0, min(int(at[0] * x.shape[-1]), x.shape[-1] - 1)):max(int(at[0] * x.shape[-1]) + 1, -int(-at[1] * x.shape[-1] // 1))]
+    if at_fraction:
+        start, end = (fraction * x.shape[-1] for fraction in at_fraction)
+        x = x[..., min(int(start), x.shape[-1] - 1):max(int(start) + 1, math.ceil(end))]
     return SCORE_POOLS[pool](x)
 
 # %% ../nbs/04_classifier.ipynb #03classifier027
@@ -191,7 +193,7 @@ class TappedClassifier(nn.Module):
         for name, value, known in (('outputs', outputs, ('logits', 'probabilities')), ('pool', pool, SCORE_POOLS), ('output_layout', output_layout, (None, *LAYOUTS))):
             if value not in known: raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}. Found: {value!r}.")
         self.sample_rate, self.map_layout, self.duration_s, self.multi_label = sample_rate, map_layout, duration_s, multi_label or len(self.labels) == 1
-        self.output, self.outputs, self.output_layout, self.pool, self.guide, self.at, self.one_by_one, self.notes = output, outputs, output_layout, pool, guide, None, False, []
+        self.output, self.outputs, self.output_layout, self.pool, self.guide, self.at_fraction, self.one_by_one, self.notes = output, outputs, output_layout, pool, guide, None, False, []
         self.draws, self.stateful, self.switched_off, self.heard_s = 0, False, [], None # how to get the clip's own answer, see `settle`
         self.uses_phase, self.standing_phase = getattr(front_end, 'uses_phase', False), None # see `at_phase`
         self.requires_grad_(False).train(False)
@@ -240,7 +242,7 @@ def logits_of(self:TappedClassifier,
     x = select_output(found, self.output)
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
     if self.outputs == 'probabilities': x = x.logit(1e-7) if self.multi_label or x.ndim == 1 or x.shape[1] == 1 else x.clamp_min(1e-30).log()
-    x = pool_scores(x, self.output_layout, self.pool, self.at) if self.output_layout else x[:, None] if x.ndim == 1 else x
+    x = pool_scores(x, self.output_layout, self.pool, self.at_fraction) if self.output_layout else x[:, None] if x.ndim == 1 else x
     if x.ndim != 2: raise ValueError(f"The model must give scores (batch, class). Found: {tuple(x.shape)}. Name their axes as `output_layout`, or pick others by `output`.")
     return F.pad(x, (1, 0)) if x.shape[1] == 1 and len(self.labels) == 2 else x  # one logit that speaks for the second of two
 
@@ -330,12 +332,12 @@ def each(self:TappedClassifier, magnitude, phase):
 
 @patch
 def focused(self:TappedClassifier,
-    at, # start and end, as fractions of the clip
+    at_fraction, # start and end, as fractions of the clip
 ) -> TappedClassifier: # shares all weights
     "The same classifier, asked about a stretch of time; raises `ValueError` for one whose scores have no frames"
     if not self.output_layout: raise ValueError("`at` needs a classifier that gives scores for each frame, see `output_layout`. This one gives one score for the whole clip.")
     focused = copy.copy(self)
-    focused.at = tuple(at)
+    focused.at_fraction = tuple(at_fraction)
     return focused
 
 # %% ../nbs/04_classifier.ipynb #03classifier033

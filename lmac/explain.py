@@ -184,7 +184,7 @@ def heard(self:LMAC,
     n_frames, seconds = magnitude.shape[-1], self.classifier.heard_s
     inside = torch.ones(len(magnitude), 1, n_frames, device=magnitude.device)
     if seconds: inside[..., 1 + int(seconds * self.sample_rate / self.stft.hop_length):] = 0
-    if self.classifier.at:
+    if self.classifier.at_fraction:
         with torch.inference_mode(False), torch.enable_grad():
             x = magnitude.clone().requires_grad_()
             odds = self.classifier.log_odds(self.classifier(x, phase.clone()), target.clone()).sum()
@@ -273,7 +273,7 @@ def make_explanation(self:LMAC, row, threshold, source, contrast=None, at=None):
     return Explanation(
         label=self.labels[index], class_index=index, probabilities=row['probabilities'], labels=self.labels, mask=row['mask'],
         magnitude=row['magnitude'], waveform=row['waveform'][None], audio=both[:1], residual=both[1:], gain_db=gain_db,
-        sample_rate=self.sample_rate, hop_length=self.stft.hop_length, domain=self.domain, threshold=threshold, source=source, at=at, heard_s=self.classifier.heard_s,
+        sample_rate=self.sample_rate, hop_length=self.stft.hop_length, domain=self.domain, threshold=threshold, source=source, at_s=at, heard_s=self.classifier.heard_s,
         probability_masked_in=row['probabilities_in'][index].item(), probability_heard=heard[index].item(),
         probability_masked_out=row['probabilities_out'][index].item(), **rival)
 
@@ -488,9 +488,11 @@ def split_clips(self:LMAC, sounds, valid=None): # two datasets
     return tuple(Subset(clips, torch.nonzero(m)[:, 0].tolist()) for m in (~held, held))
 
 @patch
-def plan_epochs(self:LMAC, task, clips, batch_size, epochs=None, minutes=None): # epochs of a round
+def plan_epochs(self:LMAC, task, clips, batch_size, epochs=None, minutes=None, folder=None): # epochs of a round
     "As many epochs as were asked for, or as make 400 steps; fewer where the time would not do, which is said"
-    wanted, steps = epochs, len(clips) // batch_size
+    if epochs is None and folder and (begun := Path(folder, 'checkpoint.pt')).exists():  # a run that is resumed keeps its plan
+        with contextlib.suppress(Exception): return torch.load(begun, map_location='cpu', weights_only=True)['config']['epochs']
+    steps = len(clips) // batch_size
     epochs = epochs or -(-400 // steps)
     if minutes is None: return epochs
     seconds = self.seconds_per_step(task, clips, batch_size)
@@ -522,7 +524,7 @@ def fit(self:LMAC,
     callbacks, loss, size, start, history = [] if loss else [Constraints()], loss or ExtendedMaskingLoss(**RECIPE), min(batch_size, len(clips)), time.monotonic(), []
     learning = task(self.classifier, self.decoder.requires_grad_(True), self.stft, loss, self.domain, **settings)
     minutes, rounds = minutes or (None if epochs else 20.), rounds or (1 if epochs else 3)
-    training = dict(epochs=self.plan_epochs(learning, clips, size, epochs, minutes), lr=lr, seed=seed)
+    training = dict(epochs=self.plan_epochs(learning, clips, size, epochs, minutes, folder), lr=lr, seed=seed)
     made = dict(task=task.__name__, n_clips=len(clips), batch_size=batch_size, loss=loss, **training, **settings)
     for i in range(rounds):
         here = None if folder is None else Path(folder) if i == 0 else Path(folder) / f'round-{i + 1}'

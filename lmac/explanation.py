@@ -44,7 +44,7 @@ class Explanation:
     source: str = None # file that was explained
     contrast: str = None # contrast class, if any: what speaks for `label` rather than for this one
     contrast_heard: float = None # its probability on `audio` analysed again
-    at: tuple = None # stretch of time in seconds that was asked about; None: the whole
+    at_s: tuple = None # stretch of time in seconds that was asked about; None: the whole
     heard_s: float = None # seconds of a recording that the classifier hears; None: all
     playable: bool = field(default=True) # embed players when shown in Jupyter
 
@@ -143,7 +143,7 @@ def summary(self:Explanation) -> dict: # plain numbers and strings
 def sentence(self:Explanation) -> str: # a sentence
     "The explanation in words"
     if self.silent: return f"The recording is silent. There is nothing to explain: {self.label!r} is what the classifier says to silence."
-    when = f" from {self.at[0]:.2f} to {self.at[1]:.2f} s" if self.at else f" of the first {self.heard_s:.1f} s, which is what it hears," if self.heard_frames < self.n_frames else ""
+    when = f" from {self.at_s[0]:.2f} to {self.at_s[1]:.2f} s" if self.at_s else f" of the first {self.heard_s:.1f} s, which is what it hears," if self.heard_frames < self.n_frames else ""
     says = f"The classifier says {self.predicted_label!r}{when} with a probability of {self.probabilities.max():.2f}"
     if self.contrast:
         return (f"{says}. This is what speaks for {self.label!r} rather than {self.contrast!r}: on the input they have {self.probability:.2f} "

@@ -19,8 +19,9 @@ FLOOR_DB = -60. # of the domain 'decibel', relative to the loudest bin of the cl
 
 def _toward_floor(magnitude, mask): # the distance from the floor, in decibels, times the mask
     "A mask of zeros brings everything to the floor, from above and, by up to 60 dB, from below; a mask of ones changes nothing"
-    floor = 10**(FLOOR_DB / 20) * magnitude.detach().amax((-2, -1), keepdim=True)
-    return magnitude * (magnitude / floor.clamp_min(1e-12)).clamp_min(1e-3).pow(mask - 1)
+    depth = 10**(FLOOR_DB / 20)
+    floor = depth * magnitude.detach().amax((-2, -1), keepdim=True)
+    return magnitude * (magnitude / floor.clamp_min(1e-12)).clamp_min(depth).pow(mask - 1)
 
 def apply_mask(
     magnitude:Tensor, # magnitude spectrogram `(..., freq, frame)`, not negative

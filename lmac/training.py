@@ -536,6 +536,9 @@ class Constraints(Callback):
         missed['sparsity'] = (self.smooth['kept'] - self.kept) / .1 if max(missed.values()) <= .5 else -1.
         for k, x in missed.items():
             self.log_factor[k] = min(max(self.log_factor[k] + self.rate * min(max(x, -1.), 1.), 0.), math.log(self.limit))
+        self.before_epoch(learner)
+
+    def before_epoch(self, learner): # also of a run that is resumed
         factors = {k: math.exp(x) for k, x in self.log_factor.items()}
         learner.task.loss.multipliers = factors | dict(complement_ratio=factors['masked_in'])
 

@@ -5,6 +5,7 @@ trained with defaults alone, on 150 synthetic frames; on 100 others, of known pi
 what is kept lies at the harmonics: within half a semitone of one, or where that is less than a window of 64 ms resolves, within two bins (31 Hz).
 """
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -73,7 +74,7 @@ def main(
     explainer = LMAC.for_classifier(Frames(torchcrepe.infer.model).eval(), sample_rate=RATE)
     history = explainer.fit(sounds, minutes=minutes)
     result = dict(what=f"CREPE {capacity}, an explainer made and trained with defaults alone on 150 synthetic frames, measured on 100 others", lmac_version=__version__,
-                  torchcrepe_version="0.0.24", taps=explainer.classifier.taps, domain=explainer.domain, notes=explainer.classifier.notes, epochs=len(history),
+                  torchcrepe_version=version("torchcrepe"), taps=explainer.classifier.taps, domain=explainer.domain, notes=explainer.classifier.notes, epochs=len(history),
                   seconds=round(history.seconds.sum()), verdict=explainer.provenance['verdict'], soft=measure(explainer, test, pitch, None), binary=measure(explainer, test, pitch, .5))
     Path(out).write_text(json.dumps(result, indent=1))
     print(json.dumps({k: result[k] for k in ("soft", "binary")}, indent=1))
