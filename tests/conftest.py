@@ -1,13 +1,16 @@
 """What several test files need: a dataset and configurations so small that `lmac-train` is through with them in a second, and an explainer to be evaluated."""
 import copy
+import json
 import os
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from torch import nn
 
 from lmac.audio import make_scene, save_audio
@@ -17,7 +20,7 @@ from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
 from lmac.spectrogram import STFT, LogMel
 
-from commands import Commands
+from commands import Commands, Run
 
 CLASSES = ['clock_tick', 'rain', 'siren']
 CLASSIFIER = dict(
@@ -25,13 +28,14 @@ CLASSIFIER = dict(
     stft=dict(n_fft=512, hop_length=256, win_length=512), front_end=dict(n_mels=40, f_min=20.0, gain=30.0),
     network=dict(width=4, max_width=32, dropout=0.1, head_dropout=0.3), taps=['conv_block2', 'conv_block4', 'conv_block6'],
     augmentation=dict(p_mix=0.6, p_noise=0.2, p_time_freq_mask=0.25, gain_range_db=12.0),
-    training=dict(epochs=2, batch_size=4, lr=0.01, weight_decay=0.01, warmup=0.2, seed=0),
+    training=dict(epochs=2, batch_size=4, lr=0.002, weight_decay=0.01, warmup=0.2, seed=0),
     monitor=dict(monitor='valid_loss', mode='min'))
 EXPLAINER = dict(
     data=CLASSIFIER['data'], decoder=dict(channels=8, head_channels=4), domain='log1p',
     loss=dict(weight_in=4.0, weight_out=0.2, weight_sparsity=0.4, weight_tv=0.0, max_masked_out=5.0),
-    augmentation=dict(p_binary=0.5, p_mix=0.6, p_noise=0.3, snr_low_db=-2.0, snr_high_db=18.0),
-    training=dict(epochs=2, batch_size=4, lr=0.01, weight_decay=0.0, warmup=0.1, seed=0),
+    augmentation=dict(p_binary=0.5, p_mix=0.6, p_noise=0.3, snr_low_db=-2.0, snr_high_db=18.0, targets='sampled', p_absent=0.3),
+    guidance=dict(weight=4.0, threshold=0.3, binarization=0.35),
+    training=dict(epochs=2, batch_size=4, lr=0.002, weight_decay=0.0, warmup=0.1, seed=0),
     monitor=dict(monitor='valid_loss', mode='min'))
 FINETUNE = {k: v for k, v in EXPLAINER.items() if k != 'decoder'} | dict(guidance=dict(weight=4.0, threshold=0.6, binarization=0.35))
 STAGES = dict(classifier=CLASSIFIER, explainer=EXPLAINER, finetune=FINETUNE)
@@ -58,13 +62,29 @@ def one_thread():
     torch.set_num_threads(before)
 
 @pytest.fixture(scope='session')
-def tiny_data(tmp_path_factory):
+def once(tmp_path_factory, worker_id):
+    "`once(name, make)`: a folder that `make(folder)` fills, once per session, whichever worker of pytest-xdist comes first"
+    base = tmp_path_factory.getbasetemp()
+    if worker_id != 'master': base = base.parent
+    def folder_of(name, make):
+        folder, done = base/name, base/f'{name}.done'
+        with FileLock(base/f'{name}.lock'):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+    return folder_of
+
+@pytest.fixture(scope='session')
+def tiny_data(once):
     "Folder-per-class dataset: 3 classes of 10 clips of 1 s, folds by a hash of the stems"
-    root = tmp_path_factory.mktemp('data')
-    for name in CLASSES:
-        (root/name).mkdir()
-        for i in range(10): save_audio(root/name/f'{name}-{i}.wav', make_scene({name: 0}, 1., seed=i).waveform, 16000)
-    return root
+    def make(root):
+        for name in CLASSES:
+            (root/name).mkdir()
+            for i in range(10): save_audio(root/name/f'{name}-{i}.wav', make_scene({name: 0}, 1., seed=i).waveform, 16000)
+    return once('data', make)
 
 @pytest.fixture(scope='session')
 def write_config(tiny_data):
@@ -95,6 +115,23 @@ def commands(tmp_path_factory, environment):
     commands = Commands(tmp_path_factory.mktemp('commands'), environment)
     yield commands
     commands.close()
+
+@pytest.fixture(scope='session')
+def toy(once, commands, write_config):
+    "The one toy that is trained per session, by all three stages of `lmac-train` on the tiny dataset, and what each printed (runs.json): to be copied, not changed"
+    def make(folder):
+        runs = {}
+        for stage, args in (('classifier', []), ('explainer', ['--classifier', 'classifier']), ('finetune', ['--explainer', 'explainer', '--share_classifier'])):
+            run, = commands(1, 'lmac-train', stage, '--config', write_config(folder/f'{stage}.yaml', stage), '--out', stage, *args, cwd=folder)
+            runs[stage] = asdict(run.ok())
+        (folder/'runs.json').write_text(json.dumps(runs))
+    return once('toy', make)
+
+@pytest.fixture(scope='module')
+def trained(toy, tmp_path_factory):
+    "A copy of the toy of a test file's own: its folder, and what each stage printed"
+    folder = shutil.copytree(toy, tmp_path_factory.mktemp('trained')/'toy')
+    return folder, {stage: Run(**run) for stage, run in json.loads((folder/'runs.json').read_text()).items()}
 
 @pytest.fixture(scope='session')
 def script():

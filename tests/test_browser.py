@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 
 from lmac.audio import make_scene
 from lmac.player import player_html
@@ -283,14 +282,10 @@ def test_the_sounds_of_a_trial_are_those_of_the_plan(new_page, study):
 # the site
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory, worker_id):
-    "All pages, as `make site` makes them: once, whichever process of pytest-xdist comes first"
-    folder = tmp_path_factory.getbasetemp()
-    if worker_id != "master": folder = folder.parent
-    out = folder/"site"
-    with FileLock(folder/"site.lock"):
-        if not (out/"index.html").is_file(): subprocess.run([sys.executable, ROOT/"docs"/"render.py", "--out", out], check=True)
-    return out
+def site(once):
+    "All pages, as `make site` makes them"
+    def make(folder): subprocess.run([sys.executable, ROOT/"docs"/"render.py", "--out", folder], check=True)
+    return once("site", make)
 
 
 @pytest.fixture(scope="session")

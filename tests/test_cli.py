@@ -24,6 +24,7 @@ from lmac.spectrogram import STFT, LogMel
 from commands import Run
 
 LABELS = ['bell', 'rain', 'saw']
+STAGES = 'classifier', 'explainer', 'finetune'
 RESULTS = ['explanation.json', 'explanation.wav', 'mask.png', 'report.html', 'residual.wav']
 
 @pytest.fixture
@@ -270,45 +271,35 @@ def test_training_below_a_file(tmp_path, train):
     for out in ('file', 'file/below'): train('classifier', '--out', out).failed('file')
     assert (tmp_path/'file').read_text() == 'mine'
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory, commands, write_config):
-    "All three stages, on the tiny dataset"
-    folder = tmp_path_factory.mktemp('trained')
-    runs = {}
-    for stage, out, args in (('classifier', 'c', []), ('explainer', 'e', ['--classifier', 'c']), ('finetune', 'f', ['--explainer', 'e', '--share_classifier'])):
-        run, = commands(1, 'lmac-train', stage, '--config', write_config(folder/f'{stage}.yaml', stage), '--out', out, *args, cwd=folder)
-        runs[stage] = run.ok()
-    return folder, runs
-
 def test_the_three_stages(trained):
     folder, runs = trained
     made = ['README.md', 'config.json', 'history.csv', 'history.png', *(f'training/{f}' for f in ('best.safetensors', 'checkpoint.pt', 'history.csv', 'history.png'))]
-    assert names(folder/'c') == sorted(made + ['classifier.safetensors'])
-    assert names(folder/'e') == sorted(made + ['classifier.safetensors', 'decoder.safetensors'])
-    assert names(folder/'f') == sorted(made + ['decoder.safetensors'])  # the classifier is the explainer's
-    for out, stage in zip('cef', runs):
-        assert re.match(rf'{out}: loss [\d.]+, .* on the test folds$', runs[stage].out.strip())
+    assert names(folder/'classifier') == sorted(made + ['classifier.safetensors'])
+    assert names(folder/'explainer') == sorted(made + ['classifier.safetensors', 'decoder.safetensors'])
+    assert names(folder/'finetune') == sorted(made + ['decoder.safetensors'])  # the classifier is the explainer's
+    for stage in STAGES:
+        assert re.match(rf'{stage}: loss [\d.]+, .* on the test folds$', runs[stage].out.strip())
         assert 'epoch 2/2' in runs[stage].err and 'valid_loss=' in runs[stage].err
-        config = json.loads((folder/out/'config.json').read_text())
+        config = json.loads((folder/stage/'config.json').read_text())
         assert config['classifier']['labels'] == ['clock_tick', 'rain', 'siren']
         assert config['provenance']['command'].startswith(f'lmac-train {stage} --config') and config['provenance']['epochs'] == 2
         assert {'loss'} <= set(config['provenance']['test']) and {'loss'} <= set(config['provenance']['validation'])
-        card = (folder/out/'README.md').read_text()
-        assert f'# {out}\n' in card and 'folds [1, 2, 3]' in card and '## Test' in card
+        card = (folder/stage/'README.md').read_text()
+        assert f'# {stage}\n' in card and 'folds [1, 2, 3]' in card and '## Test' in card
         dataset = config['provenance']['config']['data']['dataset']
         assert dataset and not Path(dataset).is_absolute() and f'Trained on `{dataset}`' in card  # no folder of one machine
-    assert 'guidance' in (folder/'f/history.csv').read_text() and 'fine-tuned' in (folder/'f/README.md').read_text()
+    assert 'guidance' in (folder/'finetune/history.csv').read_text() and 'fine-tuned' in (folder/'finetune/README.md').read_text()
 
 def test_the_classifier_is_the_same_after_all_stages(trained):
     folder, _ = trained
-    states = [LMAC.from_pretrained(folder/name).classifier.state_dict() for name in 'ef']
+    states = [LMAC.from_pretrained(folder/name).classifier.state_dict() for name in ('explainer', 'finetune')]
     for k, v in states[0].items(): assert torch.equal(v, states[1][k])
-    assert (folder/'c/classifier.safetensors').read_bytes() == (folder/'e/classifier.safetensors').read_bytes()
-    assert len({json.loads((folder/name/'config.json').read_text())['classifier']['sha256'] for name in 'cef'}) == 1
-    decoders = [LMAC.from_pretrained(folder/name).decoder.state_dict() for name in 'ef']
+    assert (folder/'classifier/classifier.safetensors').read_bytes() == (folder/'explainer/classifier.safetensors').read_bytes()
+    assert len({json.loads((folder/name/'config.json').read_text())['classifier']['sha256'] for name in STAGES}) == 1
+    decoders = [LMAC.from_pretrained(folder/name).decoder.state_dict() for name in ('explainer', 'finetune')]
     assert not all(torch.equal(v, decoders[1][k]) for k, v in decoders[0].items())
 
-@pytest.mark.parametrize('name', ['e', 'f'])
+@pytest.mark.parametrize('name', ['explainer', 'finetune'])
 def test_explain_with_what_was_trained(tmp_path, shell, trained, tiny_data, name):
     run = shell('lmac-explain', tiny_data/'siren/siren-1.wav', '--explainer', trained[0]/name, '--out', 'results').ok()
     assert names(tmp_path/'results') == RESULTS and 'The classifier says' in run.out
@@ -316,18 +307,18 @@ def test_explain_with_what_was_trained(tmp_path, shell, trained, tiny_data, name
 def test_a_finished_run_again(trained, shell, write_config):
     "Nothing is trained anew, nothing is lost"
     folder, _ = trained
-    before = contents(folder/'c')
-    shell('lmac-train', 'classifier', '--config', folder/'classifier.yaml', '--out', folder/'c').ok()
-    after = contents(folder/'c')
+    before = contents(folder/'classifier')
+    shell('lmac-train', 'classifier', '--config', folder/'classifier.yaml', '--out', folder/'classifier').ok()
+    after = contents(folder/'classifier')
     assert sorted(after) == sorted(before)
     for file in ('classifier.safetensors', 'history.csv', 'training/checkpoint.pt'): assert after[file] == before[file]
 
 def test_another_configuration_in_the_same_folder(trained, shell, train):
     folder, _ = trained
     before = contents(folder)
-    train('classifier', '--out', folder/'c', training__lr=.5).failed("checkpoint.pt belongs to a run with other settings: .*'lr': 0.01.*expected.*'lr': 0.5", lines=None)
-    train('classifier', '--out', folder/'c', '--epochs', '5').failed('other settings', lines=None)
-    train('classifier', '--out', folder/'c', '--seed', '5').failed('other settings', lines=None)
+    train('classifier', '--out', folder/'classifier', training__lr=.5).failed("checkpoint.pt belongs to a run with other settings: .*'lr': 0.002.*expected.*'lr': 0.5", lines=None)
+    train('classifier', '--out', folder/'classifier', '--epochs', '5').failed('other settings', lines=None)
+    train('classifier', '--out', folder/'classifier', '--seed', '5').failed('other settings', lines=None)
     assert contents(folder) == before
 
 def test_a_parent_that_does_not_fit(tmp_path, trained, shell, train, explainer):
@@ -335,13 +326,13 @@ def test_a_parent_that_does_not_fit(tmp_path, trained, shell, train, explainer):
     before = contents(folder)
     train('explainer', '--out', 'x', '--classifier', explainer).failed(r"data have the classes \['clock_tick', 'rain', 'siren'\], the classifier \['bell', 'rain', 'saw'\]")
     train('explainer', '--out', 'x', '--classifier', 'nowhere').failed("No explainer in 'nowhere'")
-    train('finetune', '--out', 'x', '--explainer', folder/'c').failed('holds a classifier and no explainer')
+    train('finetune', '--out', 'x', '--explainer', folder/'classifier').failed('holds a classifier and no explainer')
     (tmp_path/'bad').mkdir()
-    for name, data in contents(folder/'c').items():
+    for name, data in contents(folder/'classifier').items():
         if '/' not in name: (tmp_path/'bad'/name).write_bytes(data[:-1] if name.endswith('.safetensors') else data)
     train('explainer', '--out', 'x', '--classifier', 'bad').failed('classifier.safetensors is damaged')
-    train('explainer', '--out', 'x', '--classifier', folder/'c', domain='decibels').failed("domain.*'decibels'", lines=None)
-    train('explainer', '--out', 'x', '--classifier', folder/'c', loss__weight_beauty=1.).failed('weight_beauty', lines=None)
+    train('explainer', '--out', 'x', '--classifier', folder/'classifier', domain='decibels').failed("domain.*'decibels'", lines=None)
+    train('explainer', '--out', 'x', '--classifier', folder/'classifier', loss__weight_beauty=1.).failed('weight_beauty', lines=None)
     assert contents(folder) == before and not (tmp_path/'x/config.json').exists()
 
 def test_full_disk_while_training(tmp_path, trained, train):
@@ -349,7 +340,7 @@ def test_full_disk_while_training(tmp_path, trained, train):
     train('classifier', '--out', 'c', largest=20_000).failed('training/(best.safetensors|checkpoint.pt)', lines=None)
     assert names(tmp_path/'c') == ['training/history.csv']
     train('classifier', '--out', 'c').ok()
-    assert (tmp_path/'c/classifier.safetensors').read_bytes() == (trained[0]/'c/classifier.safetensors').read_bytes()
+    assert (tmp_path/'c/classifier.safetensors').read_bytes() == (trained[0]/'classifier/classifier.safetensors').read_bytes()
 
 def test_a_loss_that_is_no_number(tmp_path, train):
     train('classifier', '--out', 'c', training__lr=1e20).failed('The loss became (nan|inf) in epoch [12]. Lower the learning rate', lines=None)
@@ -362,12 +353,12 @@ def test_what_cannot_be_evaluated(tmp_path, shell, trained, tiny_data):
     (tmp_path/'file').write_text('mine')
     def evaluate(*args): return shell('lmac-evaluate', *args)
     evaluate('nowhere').failed("No explainer in 'nowhere'")
-    evaluate(folder/'c').failed('holds a classifier and no explainer')
-    evaluate(folder/'e', '--data', 'nowhere').failed('nowhere is no folder')
-    evaluate(folder/'e', '--data', tiny_data, '--folds', '9').failed(r'folds must be among \[1, 2, 3, 4, 5\]. Found: \[9\]', lines=None)
-    evaluate(folder/'e', '--data', tiny_data, '--folds', '4', '--out', 'r.csv').failed('r.csv', lines=None)
-    evaluate(folder/'e', '--data', tiny_data, '--folds', '4', '--out', 'file/r.json').failed('file', lines=None)
-    evaluate(folder/'e', '--folds', 'many').misused("folds.*'many'")
+    evaluate(folder/'classifier').failed('holds a classifier and no explainer')
+    evaluate(folder/'explainer', '--data', 'nowhere').failed('nowhere is no folder')
+    evaluate(folder/'explainer', '--data', tiny_data, '--folds', '9').failed(r'folds must be among \[1, 2, 3, 4, 5\]. Found: \[9\]', lines=None)
+    evaluate(folder/'explainer', '--data', tiny_data, '--folds', '4', '--out', 'r.csv').failed('r.csv', lines=None)
+    evaluate(folder/'explainer', '--data', tiny_data, '--folds', '4', '--out', 'file/r.json').failed('file', lines=None)
+    evaluate(folder/'explainer', '--folds', 'many').misused("folds.*'many'")
     assert sorted(p.name for p in tmp_path.iterdir()) == ['file'] and (tmp_path/'file').read_text() == 'mine'
 
 @pytest.mark.slow
@@ -376,7 +367,7 @@ def test_evaluate(tmp_path, shell, trained, tiny_data):
     folder, _ = trained
     found = []
     for out, size in (('a', 16), ('b', 16), ('c', 2)):
-        run = shell('lmac-evaluate', folder/'e', '--data', tiny_data, '--out', f'r/{out}.json', '--batch_size', size).ok()
+        run = shell('lmac-evaluate', folder/'explainer', '--data', tiny_data, '--out', f'r/{out}.json', '--batch_size', size).ok()
         assert 'Fid-In' in run.out and f'r/{out}.json' in run.out
         rows = json.loads((tmp_path/f'r/{out}.json').read_text())['results']
         found.append({(r['mask'], r['scored_on'], r['metric'], k): r[k] for r in rows for k in ('mean', 'low', 'high')})

@@ -35,22 +35,19 @@ def difference(a, b):
 # ---- training ----
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory, run, write_config):
-    "A classifier, and an explainer of it with guidance, by one process and by two"
-    folder, runs = tmp_path_factory.mktemp('trained'), {}
-    asked = dict(augmentation__targets='sampled', augmentation__p_absent=.3, guidance=dict(weight=4., threshold=.3, binarization=.35))
-    for stage, args, more in (('classifier', [], {}), ('explainer', ['--classifier', 'classifier-1'], asked)):
-        config = write_config(folder/f'{stage}.yaml', stage, training__batch_size=4, training__lr=.002, **more)
-        for n in (1, 2): runs[stage, n] = [r.ok() for r in run(n, 'lmac-train', stage, '--config', config, '--out', f'{stage}-{n}', *args, cwd=folder)]
-    return folder, runs
+def twice(trained, run):
+    "The toy's classifier and explainer, which one process trained, and the same by two processes: their folder, and what the two printed"
+    folder, _ = trained
+    return folder, {stage: [r.ok() for r in run(2, 'lmac-train', stage, '--config', folder/f'{stage}.yaml', '--out', f'{stage}-2', *args, cwd=folder)]
+                    for stage, args in (('classifier', []), ('explainer', ['--classifier', 'classifier']))}
 
 FILES = dict(classifier='classifier.safetensors', explainer='decoder.safetensors')
 
 @pytest.mark.parametrize('stage', FILES)
-def test_two_processes_train_as_well_as_one(trained, stage):
+def test_two_processes_train_as_well_as_one(twice, stage):
     "With augmentation the draws differ, and the weights with them; the curves are those of the same training"
-    folder, _ = trained
-    one, two = folder/f'{stage}-1', folder/f'{stage}-2'
+    folder, _ = twice
+    one, two = folder/stage, folder/f'{stage}-2'
     assert difference(one/FILES[stage], two/FILES[stage]) > 0
     a, b = history(one), history(two)
     assert list(a) == list(b) and len(a) == len(b) and 'valid_loss' in a
@@ -58,9 +55,9 @@ def test_two_processes_train_as_well_as_one(trained, stage):
 
 def test_two_processes_take_mixtures_apart(trained, run, write_config):
     folder, _ = trained
-    config = write_config(folder/'sources.yaml', 'explainer', training__batch_size=4, training__lr=.002, augmentation__p_absent=.4,
+    config = write_config(folder/'sources.yaml', 'explainer', guidance=None, augmentation__p_absent=.4,
                           sources=dict(weight_source=.6, p_single=.3, single=dict(weight_sparsity=2.)))
-    for n in (1, 2): [r.ok() for r in run(n, 'lmac-train', 'explainer', '--config', config, '--classifier', 'classifier-1', '--out', f'sources-{n}', cwd=folder)]
+    for n in (1, 2): [r.ok() for r in run(n, 'lmac-train', 'explainer', '--config', config, '--classifier', 'classifier', '--out', f'sources-{n}', cwd=folder)]
     a, b = (history(folder/f'sources-{n}') for n in (1, 2))
     assert 'train_source' in a and b.valid_source.tolist() == pytest.approx(a.valid_source.tolist(), abs=1.)
 
@@ -69,15 +66,15 @@ def test_a_batch_that_cannot_be_shared(trained, run):
     for r in run(2, 'lmac-train', 'classifier', '--config', folder/'classifier.yaml', '--out', 'odd', '--batch_size', 5, cwd=folder):
         assert r.status == 1 and 'must be a multiple of 2 processes. Found: 5.' in r.err and 'Traceback' not in r.err
 
-def test_one_process_writes_and_speaks(trained):
-    folder, runs = trained
+def test_one_process_writes_and_speaks(twice):
+    folder, runs = twice
     for stage in FILES:
-        assert names(folder/f'{stage}-2') == names(folder/f'{stage}-1')
-        main, other = runs[stage, 2]
+        assert names(folder/f'{stage}-2') == names(folder/stage)
+        main, other = runs[stage]
         assert main.out.startswith(f'{stage}-2: loss ') and 'epoch 2/2' in main.err
         assert other.out == '' and 'epoch' not in other.err
         made = json.loads((folder/f'{stage}-2/config.json').read_text())['provenance']
-        assert made['machine']['processes'] == 2 and set(made['test']) == set(json.loads((folder/f'{stage}-1/config.json').read_text())['provenance']['test'])
+        assert made['machine']['processes'] == 2 and set(made['test']) == set(json.loads((folder/f'{stage}/config.json').read_text())['provenance']['test'])
 
 STOP = '''import lmac.training as t
 old = t.Checkpoint.after_epoch
@@ -94,12 +91,12 @@ def test_begun_with_some_processes_and_continued_with_others(trained, run, first
     assert [r.status for r in run(first, *args, before=STOP)] == [3] * first
     assert len(pd.read_csv(out/'training/history.csv')) == 1 and not (out/'config.json').exists()
     for r in run(then, *args): r.ok()
-    assert len(history(out)) == 2 and history(out).valid_loss.tolist() == pytest.approx(history(folder/'classifier-1').valid_loss.tolist(), rel=.2)
+    assert len(history(out)) == 2 and history(out).valid_loss.tolist() == pytest.approx(history(folder/'classifier').valid_loss.tolist(), rel=.2)
 
 def test_accumulated_batches_of_two_processes(trained, run):
     folder, _ = trained
     for n in (1, 2):
-        for r in run(n, 'lmac-train', 'explainer', '--config', folder/'explainer.yaml', '--classifier', 'classifier-1', '--out', f'accumulated-{n}',
+        for r in run(n, 'lmac-train', 'explainer', '--config', folder/'explainer.yaml', '--classifier', 'classifier', '--out', f'accumulated-{n}',
                      '--batch_size', 2, '--accumulate', 2, '--epochs', 1, cwd=folder): r.ok()
     a, b = (folder/f'accumulated-{n}/decoder.safetensors' for n in (1, 2))
     assert difference(a, b) > 0
@@ -198,8 +195,8 @@ def test_gradients_of_two_processes_are_those_of_one(plain, name):
 
 # ---- as a user starts them ----
 
-def test_started_by_accelerate(trained, script, environment):
-    folder, _ = trained
+def test_started_by_accelerate(twice, script, environment):
+    folder, _ = twice
     command = [script('accelerate'), 'launch', '--multi_gpu', '--num_processes', '2', '--main_process_port', free_port(), script('lmac-train'),
                'classifier', '--config', folder/'classifier.yaml', '--out', 'launched']
     found = subprocess.run([str(c) for c in command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
@@ -263,7 +260,7 @@ def test_two_processes_measure_what_one_does(trained, tiny_data, run, args):
     files = {}
     for n in (1, 2):
         out = folder/f'{len(args)}-{n}.json'
-        runs = run(n, 'lmac-evaluate', 'explainer-1', '--data', tiny_data, '--folds', 4, 5, '--out', out, *args, cwd=folder)
+        runs = run(n, 'lmac-evaluate', 'explainer', '--data', tiny_data, '--folds', 4, 5, '--out', out, *args, cwd=folder)
         for r in runs: r.ok()
         assert runs[0].out and all(r.out == '' for r in runs[1:])
         files[n] = out
@@ -278,7 +275,7 @@ def test_scenes_are_made_once(trained, run):
     temporary = folder/'tmp'
     temporary.mkdir()
     before = f"import os, tempfile; tempfile.tempdir = {str(temporary)!r}"
-    runs = run(2, 'lmac-evaluate', 'explainer-1', '--data', 'scenes', '--methods', 'energy', 'random', '--quick', '--out', folder/'scenes.json', cwd=folder, before=before)
+    runs = run(2, 'lmac-evaluate', 'explainer', '--data', 'scenes', '--methods', 'energy', 'random', '--quick', '--out', folder/'scenes.json', cwd=folder, before=before)
     for r in runs: r.ok()
     assert json.loads((folder/'scenes.json').read_text())['provenance']['dataset']['n_clips'] == 6 and not list(temporary.iterdir())
 
@@ -298,7 +295,7 @@ def explanations(folder): return {p.parent.relative_to(folder).as_posix(): p.sta
 
 def test_a_folder_shared_by_two_processes(trained, run, sounds, tmp_path):
     folder, _ = trained
-    args = 'lmac-explain', sounds, '--explainer', folder/'explainer-1', '--out'
+    args = 'lmac-explain', sounds, '--explainer', folder/'explainer', '--out'
     (one,), two = run(1, *args, tmp_path/'one'), run(2, *args, tmp_path/'two')
     assert (one.status, two[0].status, two[1].status) == (1, 1, 0)
     for r in (one, two[0]): assert 'lmac-explain: error: 1 of 7 recordings could not be explained: text.wav' in r.err and 'Traceback' not in r.err
@@ -320,7 +317,7 @@ def test_a_folder_shared_by_two_processes(trained, run, sounds, tmp_path):
 
 def test_what_was_explained_is_not_explained_again(trained, run, sounds, tmp_path):
     folder, _ = trained
-    def explain(*args, n=1, explainer='explainer-1', before=''):
+    def explain(*args, n=1, explainer='explainer', before=''):
         return run(n, 'lmac-explain', sounds, '--explainer', folder/explainer, '--out', sounds/'out', *args, before=before)
     (sounds/'0/text.wav').unlink()
     stop = '''import lmac.cli
@@ -345,12 +342,12 @@ lmac.cli.explain_file = explain_file'''
     changed = explanations(sounds/'out')
     assert {k for k in after if after[k] != changed[k]} == {'1/1', '0/2'}
 
-def test_what_would_come_out_otherwise_is_explained_again(trained, run, sounds, tmp_path):
-    folder, _ = trained
+def test_what_would_come_out_otherwise_is_explained_again(twice, run, sounds, tmp_path):
+    folder, _ = twice
     for i in (2, 4): (sounds/f'0/{i}.wav').unlink()
     shutil.rmtree(sounds/'1')
     (sounds/'0/text.wav').unlink()
-    def explained(*args, explainer='explainer-1'):
+    def explained(*args, explainer='explainer'):
         r, = run(1, 'lmac-explain', sounds, '--explainer', folder/explainer, '--out', tmp_path/'out', *args)
         return r.ok().out.count('The classifier says')
     assert [explained(), explained(), explained('--binary'), explained('--binary'), explained('--binary', '--overwrite')] == [1, 0, 1, 0, 1]
@@ -358,5 +355,5 @@ def test_what_would_come_out_otherwise_is_explained_again(trained, run, sounds, 
 
 def test_one_recording_is_one_process_s_work(trained, run, sounds, tmp_path):
     folder, _ = trained
-    main, other = run(2, 'lmac-explain', sounds/'1/1.wav', '--explainer', folder/'explainer-1', '--out', tmp_path/'out')
+    main, other = run(2, 'lmac-explain', sounds/'1/1.wav', '--explainer', folder/'explainer', '--out', tmp_path/'out')
     assert 'The classifier says' in main.ok().out and other.ok().out == '' and (tmp_path/'out/report.html').exists()
