@@ -18,7 +18,7 @@ from fastcore.script import Param, anno_parser, store_true
 
 from . import __version__
 
-from .audio import AUDIO_FORMATS, make_scene, save_audio, speed_words, write_atomically
+from .audio import AUDIO_FORMATS, check_speed, check_time_expansion, make_scene, save_audio, speed_words, write_atomically
 from .explain import LMAC
 from .explanation import SOUND_NAMES, speed_suffix
 from .pretrained import explainer_folder, load_classifier
@@ -122,6 +122,8 @@ def lmac_explain(
 ):
     "Hear why: explanation.wav, residual.wav, mask.png, report.html and explanation.json for each recording; copies of both sounds that are slower or faster, if nobody could hear them; timeline.csv and timeline.png for a long one"
     with one_line_errors('lmac-explain'):
+        if speed is not None: check_speed(speed)
+        if time_expansion is not None: check_time_expansion(time_expansion)
         lmac, threshold = LMAC.from_pretrained(explainer), .5 if binary and threshold is None else threshold
         options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate)
         options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion).items() if v is not None}

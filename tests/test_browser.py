@@ -367,6 +367,22 @@ def test_the_sounds_of_a_trial_are_those_of_the_plan(new_page, study):
     assert not state(page)["matched"]
 
 
+def test_a_study_of_bats_has_one_speed_for_all(new_page, tmp_path):
+    from lmac.listen.study import build_study, study_html
+    from lmac.listen.widgets import ExplanationSession
+    from test_speed import explainer_at
+    explainer, rate = explainer_at(256000, .1), 256000
+    calls = [.5 * torch.sin(2 * torch.pi * hz * torch.arange(25600) / rate)[None] for hz in (40000, 50000)]
+    study = build_study([ExplanationSession(explainer, x, rate, name=f"{k}") for k, x in enumerate(calls)], tmp_path/"study", ["lmac", "energy"])
+    (tmp_path/"study.html").write_text(study_html(study))
+    page = new_page((tmp_path/"study.html").as_uri())
+    begin(page, 0)
+    hz, _, duration_s = heard(page, 0)
+    assert hz == pytest.approx(4000, abs=10) and duration_s == pytest.approx(1) and state(page)["speed"] == .1   # the practice clip, ten times slower
+    assert page.get_by_text("Played 10 times slower.").is_visible() and page.locator("select").count() == 0
+    assert "of 0.100 s" in page.locator(".lmac-clock").inner_text()
+
+
 # the site
 
 @pytest.fixture(scope="session")
