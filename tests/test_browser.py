@@ -268,6 +268,28 @@ def test_the_listener_chooses_the_speed(new_page, bat_file):
     assert state(page)["playing"] and 0 < state(page)["position"] - before < .1
 
 
+def test_other_sounds_come_at_their_own_speed_unless_one_was_chosen(new_page, player_file, bat_file):
+    "As a widget gives them to the page, while it plays"
+    page = new_page(player_file[0].as_uri())
+    bat, dog = (re.search("<figure.*?</figure>", file.read_text(), re.S)[0] for file in (bat_file[0], player_file[0]))
+    def give(html):
+        "The state before and after, as nothing lasts long enough to be looked at from here"
+        return page.evaluate("""async (html) => {
+            const player = document.querySelector('.lmac-player').lmac
+            player.seek(0)
+            if (!player.state.playing) await player.play()
+            const before = player.state
+            await player.update(html)
+            return [before, player.state]
+        }""", html)
+    for figure, speed, hz in ((bat, .1, 4000), (dog, 1, None), (bat, .1, 4000)):
+        before, after = give(figure)
+        assert after["playing"] and after["speed"] == speed != before["speed"] and 0 <= after["position"] < (.4 if hz else 3)
+        assert page.get_by_label("speed").input_value() == f"{speed:g}" and (hz is None or heard(page, 1)[0] == pytest.approx(hz, abs=1))
+    page.get_by_label("speed").select_option("0.2")
+    assert {give(figure)[1]["speed"] for figure in (dog, bat)} == {.2} and heard(page, 1)[0] == pytest.approx(8000, abs=1)
+
+
 def test_the_download_is_as_slow_as_what_is_heard(new_page, bat_file, tmp_path):
     import soundfile as sf
     page = new_page(bat_file[0].as_uri())

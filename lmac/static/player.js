@@ -261,9 +261,9 @@ function lmacPlayer(figure) {
     const fresh = element('template')
     fresh.innerHTML = html
     const next = fresh.content.querySelector('.lmac-player')
-    const { duration, rate, header, speed: given } = next.dataset, value = chosen ? speed : +given
-    if (value !== speed || rate !== figure.dataset.rate) rush(value)
-    Object.assign(figure.dataset, { duration, rate, header })
+    const { rate, header, ...given } = next.dataset, wanted = chosen ? speed : +given.speed
+    if (wanted !== speed || rate !== figure.dataset.rate) rush(wanted)
+    Object.assign(figure.dataset, { duration: given.duration, rate, header })
     for (const part of ['.lmac-picture', '.lmac-plain', '.lmac-title', '.lmac-says']) {
       const old = $(part), made = next.querySelector(part)
       if (old && made) old.replaceWith(made)
