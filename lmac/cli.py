@@ -7,7 +7,7 @@ __all__ = ['DEMO', 'EXPERIMENTS', 'one_line_errors', 'command', 'explain_file', 
            'lmac_experiment']
 
 # %% ../nbs/13_cli.ipynb #14cli002
-import inspect, json, os, shutil, sys, tempfile
+import inspect, json, os, shutil, sys, tempfile, warnings
 from collections import Counter
 from contextlib import contextmanager
 from functools import wraps
@@ -18,8 +18,9 @@ from fastcore.script import Param, anno_parser, store_true
 
 from . import __version__
 
-from .audio import AUDIO_FORMATS, make_scene, save_audio, write_atomically
+from .audio import AUDIO_FORMATS, check_speed, check_time_expansion, make_scene, save_audio, speed_words, write_atomically
 from .explain import LMAC
+from .explanation import SOUND_NAMES, speed_suffix
 from .pretrained import explainer_folder, load_classifier
 from .scale.long import LONG_S, at_native_rate, explain_stream, length_s
 from .scale.parallel import dynamic_split, gather, is_main, on_main
@@ -34,8 +35,11 @@ def _is_distributed_error(error):
 def one_line_errors(
     command:str, # name of the command, to begin the line with
 ):
-    "Turn errors of input and of files into one line on stderr and exit status 1"
-    try: yield
+    "Turn errors of input and of files into one line on stderr and exit status 1, and warnings into a line each"
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"{command}: {' '.join(str(message).split())}", file=sys.stderr)
+            yield
     except ImportError as e:
         if 'pip install' not in str(e): raise
         print(f"{command}: error: {e}", file=sys.stderr)
@@ -72,7 +76,7 @@ def _find_audio_files(path):
     "The file itself, or the audio files below the folder, sorted and without those of explanations; `FileNotFoundError` or `ValueError` if there are none"
     if path.is_file(): return [path]
     if not path.exists(): raise FileNotFoundError(f"There is no file or folder {path}.")
-    def ours(p): return p.stem in ('explanation', 'residual') and (p.parent / 'explanation.json').is_file()
+    def ours(p): return SOUND_NAMES.fullmatch(p.stem) and (p.parent / 'explanation.json').is_file()
     found = sorted(p for p in path.rglob('*') if p.suffix.lower() in AUDIO_FORMATS and not ours(p))
     if not found: raise ValueError(f"No audio file ({', '.join(AUDIO_FORMATS)}) in the folder {path}.")
     return found
@@ -80,12 +84,14 @@ def _find_audio_files(path):
 def explain_file(explainer, path, out, options):
     "Explain one recording (in windows if it is longer than `LONG_S`, or with the option `long`), print the sentence, write the results"
     options = dict(options)
-    long, native_rate = options.pop('long', False), options.pop('native_rate', False)
-    if long or length_s(path) > LONG_S: explanation = explain_stream(explainer, path, out, native_rate=native_rate, **options)
+    long, native_rate, speed = options.pop('long', False), options.pop('native_rate', False), options.pop('speed', None)
+    if long or length_s(path, options.get('time_expansion')) > LONG_S: explanation = explain_stream(explainer, path, out, native_rate=native_rate, speed=speed, **options)
     else:
         explanation = at_native_rate(explainer, path, **options) if native_rate else explainer.explain(path, **options)
+        explanation.speed = speed
         explanation.save(out)
     print(f"{path}: {explanation.sentence()}")
+    if (speed := explanation.playing_speed) != 1: print(f"Played {speed_words(speed)}: {Path(out) / f'explanation{speed_suffix(speed)}.wav'}")
 
 DEMO = {'dog': 0, 'rain': -8} # levels in dB
 
@@ -93,7 +99,7 @@ def _explain_scene(explainer, out, options):
     "Explain the demonstration scene, and keep the scene and its sources beside the explanation"
     scene = make_scene(DEMO)
     explanation = explainer.explain(scene.waveform, scene.sample_rate, target=options['target'], threshold=options['threshold'], contrast=options.get('contrast'))
-    explanation.source = f"a synthetic scene: {' and '.join(DEMO)}"
+    explanation.source, explanation.speed = f"a synthetic scene: {' and '.join(DEMO)}", options.get('speed')
     explanation.save(out)
     for name, sound in (scene.sources | {'input': scene.waveform}).items(): save_audio(out / f'{name}.wav', sound, scene.sample_rate)
     print(f"{explanation.source}: {explanation.sentence()}")
@@ -110,13 +116,17 @@ def lmac_explain(
     contrast:str=None, # Contrast class: what supports the target but not this class
     long:store_true=False, # Explain in overlapping windows, with a timeline; automatic for recordings longer than 30 s
     native_rate:store_true=False, # Write the explanation at the recording's sample rate rather than the classifier's
+    speed:float=None, # Play it at this factor, 0.1 for ten times slower; by default so that what is above 20 kHz or below 50 Hz is heard
+    time_expansion:float=None, # How many times slower than life the file is, 10 for many bat recorders; by default as its GUANO or WAMD metadata say
     overwrite:store_true=False, # For a folder: explain again what has been explained already
 ):
-    "Hear why: explanation.wav, residual.wav, mask.png, report.html and explanation.json for each recording; timeline.csv and timeline.png for a long one"
+    "Hear why: explanation.wav, residual.wav, mask.png, report.html and explanation.json for each recording; copies of both sounds that are slower or faster, if nobody could hear them; timeline.csv and timeline.png for a long one"
     with one_line_errors('lmac-explain'):
+        if speed is not None: check_speed(speed)
+        if time_expansion is not None: check_time_expansion(time_expansion)
         lmac, threshold = LMAC.from_pretrained(explainer), .5 if binary and threshold is None else threshold
         options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate)
-        if contrast is not None: options['contrast'] = contrast
+        options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion).items() if v is not None}
         out = Path(out)
         if not (audio and Path(audio).is_dir()) and not is_main(): return  # one recording is one process's work
         if audio is None: _explain_scene(lmac, out, options)

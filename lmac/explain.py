@@ -245,14 +245,16 @@ def explain(self:LMAC,
     threshold:float=None, # round the mask at this, for a binary mask; None leaves it soft
     contrast=None, # contrast class, its name or index: what speaks for the target rather than for this one?
     at=None, # a time in seconds, or `(start, end)`: why does it say so then? For classifiers that give scores for each frame
+    time_expansion=None, # of files: how many times slower than life they are; None: as their metadata say, see `load_audio`
 ) -> Explanation: # or a list of them, for a list of paths or a batch
     "Explain the predicted class, or another; raises `ValueError`, `TypeError` or `FileNotFoundError`"
     if self.provenance.get('untrained'): warnings.warn("This explainer's decoder is not trained: its masks mean nothing. Train it with fit.", stacklevel=2)
-    if isinstance(audio, (list, tuple)): return [self.explain(a, sample_rate, target, threshold, contrast, at) for a in audio]
+    if isinstance(audio, (list, tuple)): return [self.explain(a, sample_rate, target, threshold, contrast, at, time_expansion) for a in audio]
     source = None
     if isinstance(audio, (str, Path)):
         source = str(audio)
-        audio, sample_rate = load_audio(audio)
+        audio, sample_rate = load_audio(audio, time_expansion=time_expansion)
+    elif time_expansion is not None: raise ValueError("time_expansion is for files. The sample rate of a waveform is the true one.")
     elif sample_rate is None: raise ValueError("A waveform needs its sample rate: explain(waveform, sample_rate).")
     waveform = self.prepare(audio, sample_rate)
     if at is not None: self, at = self.focused(at, waveform.shape[-1])

@@ -203,6 +203,116 @@ def test_it_fits_a_telephone(new_page, player_file):
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+# sounds that nobody can hear
+
+@pytest.fixture(scope="module")
+def bat_file(tmp_path_factory):
+    "A page with a player of a tone of 40 kHz in front of a soft one of 3 kHz, 0.4 s at 256 kHz, and the sounds"
+    t = torch.arange(102400) / 256000
+    high, low = .5 * torch.sin(2 * torch.pi * 40000 * t)[None], .05 * torch.sin(2 * torch.pi * 3000 * t)[None]
+    file = tmp_path_factory.mktemp("bat")/"bat.html"
+    page = player_html({"Input": high + low, "High": high, "Low": low}, 256000, STFT(512, 256)(high + low)[0][0], title="A bat", alt="Two lines")
+    file.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Player</title><body style="margin:0">{page}</body></html>')
+    return file, [high + low, high, low]
+
+
+def heard(page, k):
+    "Strongest frequency in Hz, level in dB and length in seconds of a sound as the page plays it"
+    found, rate = samples(page, k), page.evaluate(f"document.querySelector('.lmac-player').lmac.buffers[{k}].sampleRate")
+    return np.abs(np.fft.rfft(found)).argmax() * rate / len(found), 10 * np.log10(np.mean(found**2) + 1e-12), len(found) / rate
+
+
+def test_a_bat_is_heard_ten_times_slower(new_page, bat_file):
+    page = new_page(bat_file[0].as_uri())
+    assert page.get_by_label("speed").input_value() == "0.1" and page.get_by_text("Played 10 times slower.").is_visible()
+    np.testing.assert_allclose(samples(page, 1), bat_file[1][1][0], atol=2**-14)   # the very samples, at another rate
+    hz, level_db, duration_s = heard(page, 1)
+    assert (hz, duration_s) == pytest.approx((4000, 4), abs=1) and level_db == pytest.approx(-9.03, abs=.05)
+    assert "128 kHz" in page.locator(".lmac-hz").inner_text() and "0.4 s" in page.locator(".lmac-s").inner_text()
+
+
+def test_the_playhead_runs_in_seconds_of_the_recording(new_page, bat_file):
+    page = new_page(bat_file[0].as_uri())
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("document.querySelector('.lmac-player').lmac.state.position > 0")
+    times = page.evaluate("""async () => {
+        const at = () => [performance.now() / 1000, document.querySelector('.lmac-player').lmac.state.position], first = at()
+        await new Promise((r) => setTimeout(r, 1000))
+        return [first, at()]
+    }""")
+    (before_s, start), (after_s, end) = times
+    assert (end - start) / (after_s - before_s) == pytest.approx(.1, rel=.15)
+    assert re.fullmatch(r"0\.[12]\d\d s of 0\.400 s", page.locator(".lmac-clock").inner_text())
+    left = page.locator(".lmac-playhead").evaluate("e => parseFloat(e.style.left)")
+    assert left == pytest.approx(100 * state(page)["position"] / .4, abs=5)
+
+
+def test_the_listener_chooses_the_speed(new_page, bat_file):
+    "With the keyboard; the position stays, also while it plays; what is beyond hearing then is not folded back into it"
+    page = new_page(bat_file[0].as_uri())
+    act(page, "seek(.2)")
+    page.get_by_label("speed").focus()
+    page.keyboard.press("ArrowDown")
+    assert state(page)["speed"] == .2 and state(page)["position"] == pytest.approx(.2) and page.get_by_text("Played 5 times slower.").is_visible()
+    assert heard(page, 1)[0] == pytest.approx(8000, abs=1)
+    page.get_by_label("speed").select_option("1")
+    assert not page.locator(".lmac-pace").is_visible()
+    assert heard(page, 1)[1] < -60 and heard(page, 2) == pytest.approx((3000, -29.03, .4), abs=1)
+    page.get_by_label("speed").select_option("0.05")
+    assert heard(page, 1) == pytest.approx((2000, -9.03, 8), abs=1)
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("document.querySelector('.lmac-player').lmac.state.position > .205")
+    page.get_by_label("speed").select_option("0.1")
+    before = state(page)["position"]
+    page.wait_for_timeout(300)
+    assert state(page)["playing"] and 0 < state(page)["position"] - before < .1
+
+
+def test_other_sounds_come_at_their_own_speed_unless_one_was_chosen(new_page, player_file, bat_file):
+    "As a widget gives them to the page, while it plays"
+    page = new_page(player_file[0].as_uri())
+    bat, dog = (re.search("<figure.*?</figure>", file.read_text(), re.S)[0] for file in (bat_file[0], player_file[0]))
+    def give(html):
+        "The state before and after, as nothing lasts long enough to be looked at from here"
+        return page.evaluate("""async (html) => {
+            const player = document.querySelector('.lmac-player').lmac
+            player.seek(0)
+            if (!player.state.playing) await player.play()
+            const before = player.state
+            await player.update(html)
+            return [before, player.state]
+        }""", html)
+    for figure, speed, hz in ((bat, .1, 4000), (dog, 1, None), (bat, .1, 4000)):
+        before, after = give(figure)
+        assert after["playing"] and after["speed"] == speed != before["speed"] and 0 <= after["position"] < (.4 if hz else 3)
+        assert page.get_by_label("speed").input_value() == f"{speed:g}" and (hz is None or heard(page, 1)[0] == pytest.approx(hz, abs=1))
+    page.get_by_label("speed").select_option("0.2")
+    assert {give(figure)[1]["speed"] for figure in (dog, bat)} == {.2} and heard(page, 1)[0] == pytest.approx(8000, abs=1)
+
+
+def test_the_download_is_as_slow_as_what_is_heard(new_page, bat_file, tmp_path):
+    import soundfile as sf
+    page = new_page(bat_file[0].as_uri())
+    with page.expect_download() as info: page.get_by_role("button", name="Download").click()
+    assert info.value.suggested_filename == "input-10-times-slower.wav"
+    info.value.save_as(tmp_path/"x.wav")
+    assert sf.info(tmp_path/"x.wav").samplerate == 25600
+
+
+@pytest.mark.parametrize("name, rate, hz, speed, played_hz", [("whale", 500, 20, None, 160), ("hum", 16000, 20, None, 160), ("bat as recorded", 256000, 3000, 1., 3000)])
+def test_audio_elements_play_without_a_script(new_page, tmp_path, name, rate, hz, speed, played_hz):
+    "What no browser takes, 500 Hz or 256 kHz, is brought to a rate that it does; all samples are there for the script"
+    sound = .5 * torch.sin(2 * torch.pi * hz * torch.arange(2 * rate) / rate)[None]
+    page_html = player_html({name: sound}, rate, STFT(256, 64)(sound)[0][0], speed=speed)
+    (tmp_path/"x.html").write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>x</title>{page_html}')
+    page = new_page((tmp_path/"x.html").as_uri())
+    length_s = page.evaluate("() => new Promise((r) => { const a = new Audio(document.querySelector('audio').src); a.onloadedmetadata = () => r(a.duration); a.onerror = () => r(a.error.message) })")
+    assert length_s == pytest.approx(2 / (8 if speed is None else speed), rel=.01)
+    assert heard(page, 0) == pytest.approx((played_hz, -9.03, length_s), abs=.6)
+    page.get_by_label("speed").select_option("0.5")
+    assert heard(page, 0) == pytest.approx((hz / 2, -9.03, 4), abs=.6)
+
+
 # the study
 
 @pytest.fixture(scope="module")
@@ -277,6 +387,22 @@ def test_the_sounds_of_a_trial_are_those_of_the_plan(new_page, study):
     assert [b.inner_text() for b in page.locator(".lmac-sounds button").all()] == ["Clip", *"ABCD"]
     for k, token in enumerate(items): np.testing.assert_allclose(samples(page, k + 1), study.sound(token)[0][0], atol=2**-14)
     assert not state(page)["matched"]
+
+
+def test_a_study_of_bats_has_one_speed_for_all(new_page, tmp_path):
+    from lmac.listen.study import build_study, study_html
+    from lmac.listen.widgets import ExplanationSession
+    from test_speed import explainer_at
+    explainer, rate = explainer_at(256000, .1), 256000
+    calls = [.5 * torch.sin(2 * torch.pi * hz * torch.arange(25600) / rate)[None] for hz in (40000, 50000)]
+    study = build_study([ExplanationSession(explainer, x, rate, name=f"{k}") for k, x in enumerate(calls)], tmp_path/"study", ["lmac", "energy"])
+    (tmp_path/"study.html").write_text(study_html(study))
+    page = new_page((tmp_path/"study.html").as_uri())
+    begin(page, 0)
+    hz, _, duration_s = heard(page, 0)
+    assert hz == pytest.approx(4000, abs=10) and duration_s == pytest.approx(1) and state(page)["speed"] == .1   # the practice clip, ten times slower
+    assert page.get_by_text("Played 10 times slower.").is_visible() and page.locator("select").count() == 0
+    assert "of 0.100 s" in page.locator(".lmac-clock").inner_text()
 
 
 # the site

@@ -57,7 +57,7 @@ def shell_run(script, environment, *argv, cwd=None):
     return Run(found.returncode, found.stdout, found.stderr)
 
 @pytest.mark.parametrize('command, words', [
-    ('lmac-explain', ['[audio]', '--out', '--explainer', '--binary', '--threshold', '--target', '--long', '--native_rate', 'folder', 'Hugging Face', 'esc10', 'report.html', 'timeline.csv']),
+    ('lmac-explain', ['[audio]', '--out', '--explainer', '--binary', '--threshold', '--target', '--long', '--native_rate', '--speed', '--time_expansion', 'slower', 'folder', 'Hugging Face', 'esc10', 'report.html', 'timeline.csv']),
     ('lmac-train', ['{classifier,explainer,finetune,l2i}', '--out', '--config', '--classifier', '--explainer', '--share_classifier', '--data',
                     '--epochs', '--seed', '--mixed_precision', 'interrupted', 'urbansound8k']),
     ('lmac-evaluate', ['[explainer]', '--data', '--folds', '--out', '--costs', 'Fid-In', 'esc10'])])

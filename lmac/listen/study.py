@@ -24,7 +24,7 @@ from scipy.stats import binomtest, friedmanchisquare, wilcoxon
 from statsmodels.stats.multitest import multipletests
 from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
-from ..audio import encode_audio, fit_peak, load_audio, write_atomically
+from ..audio import at_speed, encode_audio, fit_peak, listening_speed, load_audio, write_atomically
 from ..evidence.benchmark import seeded_rng, topk_mask
 from .widgets import ExplanationSession, Player, StaticForm
 from ..metrics import bootstrap_interval
@@ -36,13 +36,17 @@ SCALES = {'fit': 'How well does the sound fit the class?', 'quality': 'How good 
 PAIR = 'Which of the two makes clearer why the classifier decided for this class?'
 REFERENCE, ANCHOR = 'hidden reference', 'anchor' # conditions that are no methods
 
-def _stimuli(session, methods, seed):
-    "What there is to rate for one clip: condition → waveform `(1, time)`, all as loud as the clip; `seed` of the anchor"
+def _stimuli(session, methods, seed, speed=None):
+    "What there is to rate for one clip: condition → waveform `(1, time)`, all as loud as the clip, the rate to play them at in Hz, and the speed; `seed` of the anchor"
     found = {method: session.explain(session.attribution(method)[0]) for method in methods}
     kept = float(np.mean([ex.kept for ex in found.values()]))
     with seeded_rng('anchor', seed, session.name): anchor = session.pad_frames(topk_mask(torch.rand(1, session.magnitude.shape[1], session.n_frames), kept))
+    own_rate, speed = session.explainer.sample_rate, speed or session.speed
+    if speed is None: speed = listening_speed([ex.audio for ex in found.values()], own_rate)
     sounds = {REFERENCE: fit_peak(session.waveform)[0]} | {k: ex.audio for k, ex in found.items()} | {ANCHOR: session.explain(anchor).audio}
-    return {k: g * x for (k, x), g in zip(sounds.items(), matching_gains(list(sounds.values()), session.explainer.sample_rate))}
+    played = {k: at_speed(x, own_rate, speed) for k, x in sounds.items()}
+    rate = played[REFERENCE][1]
+    return {k: g * x for (k, (x, _)), g in zip(played.items(), matching_gains([x for x, _ in played.values()], rate))}, rate, speed
 
 # %% ../../nbs/listen/study.ipynb #13study008
 def _williams_design(n):
@@ -107,6 +111,7 @@ def build_study(
     n_practice:int=1, # clips
     n_slots:int=24, # different orders
     seed:int=0, # of names, orders and anchors
+    speed:float=None, # factor at which all clips are played: 0.1 is ten times slower; None: that of the session, or for each clip the `listening_speed` of its explanations
 ) -> Study: # raises `ValueError` for too few clips or methods
     "Make the sounds and the plan of a study, and write them down"
     sessions, methods, folder, key, clips = list(sessions), list(methods), Path(folder), {}, {}
@@ -114,12 +119,13 @@ def build_study(
     if len(set(methods)) != len(methods) or not methods: raise ValueError(f"A study needs methods, each once. Found: {', '.join(methods) or 'none'}.")
     (folder/'sounds').mkdir(parents=True, exist_ok=True)
     for s in sessions:
-        for condition, sound in _stimuli(s, methods, seed).items():
+        sounds, rate, played = _stimuli(s, methods, seed, speed)
+        for condition, sound in sounds.items():
             name = _token(seed, s.name, condition)
             key[name] = dict(clip=s.name, condition=condition)
-            write_atomically(folder/'sounds'/f'{name}.flac', encode_audio(sound, s.explainer.sample_rate, '.flac'))
+            write_atomically(folder/'sounds'/f'{name}.flac', encode_audio(sound, rate, '.flac'))
         clips[_token(seed, s.name)] = dict(reference=_token(seed, s.name, REFERENCE), picture=data_uri(spectrogram_png(s.magnitude[0, :, :s.n_frames]), 'image/png'),
-                                           duration_s=s.waveform.shape[-1] / s.explainer.sample_rate, sample_rate=s.explainer.sample_rate)
+                                           duration_s=s.waveform.shape[-1] / s.explainer.sample_rate, sample_rate=round(rate / played), header=rate, speed=played)
     labels = [s.explainer.labels[s.class_index] for s in sessions]
     trials = _make_trials([s.name for s in sessions], labels, [REFERENCE, *methods, ANCHOR], methods, n_practice, seed)
     plan = dict(title=title, scales=SCALES, pair=PAIR, seed=seed, trials=trials, orders=_make_orders(trials, n_slots, seed), clips=clips)
@@ -185,7 +191,7 @@ class ListeningSession(StaticForm, VBox):
         clip = self.study.plan['clips'][self.trial['clip']]
         sounds = {'Clip': self.study.sound(clip['reference'])[0]} | {chr(65 + k): self.study.sound(t)[0] for k, t in enumerate(self.items)}
         title = f"The classifier says: {self.trial['label'].replace('_', ' ')}"
-        return figure_html(sounds, clip['sample_rate'], STFT()(sounds['Clip'])[0][0], title=title, alt='Spectrogram of the clip')
+        return figure_html(sounds, clip['sample_rate'], STFT()(sounds['Clip'])[0][0], title=title, alt='Spectrogram of the clip', speed=clip.get('speed', 1), speeds=())
 
 # %% ../../nbs/listen/study.ipynb #13study023
 @patch

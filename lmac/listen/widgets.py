@@ -8,6 +8,7 @@ __all__ = ['CURVES', 'LATENCY_LIMITS_S', 'ExplanationSession', 'StaticForm', 'Pl
 
 # %% ../../nbs/listen/widgets.ipynb #12widgets002
 import copy, html, io, re, tempfile, time
+from dataclasses import replace
 from pathlib import Path
 from timeit import timeit
 
@@ -46,8 +47,9 @@ class ExplanationSession:
         target=None, # class to explain, its name or index; None: the predicted class
         sources:dict=None, # known sources of a synthetic scene, name → waveform, at the classifier's rate
         name:str='clip', # for titles and file names
+        speed:float=None, # factor at which it is played: 0.1 is ten times slower; None: chosen for each explanation, see `Explanation.playing_speed`
     ):
-        self.explainer, self.sources, self.name, self._attributions = explainer, sources or {}, name, {}
+        self.explainer, self.sources, self.name, self.speed, self._attributions = explainer, sources or {}, name, speed, {}
         self.waveform = explainer.prepare(waveform, sample_rate)[:1]
         self.magnitude, self.phase = explainer.magnitude_phase(self.waveform)
         with torch.inference_mode(): self.probabilities = explainer.probabilities_of(self.magnitude, self.phase)
@@ -81,7 +83,7 @@ def explain(self:ExplanationSession,
     mask = mask.to(self.magnitude.device)
     parts = self.explainer.apply_and_resynthesize(self.magnitude, self.phase, mask, self.waveform.shape[-1])
     parts |= dict(target=torch.tensor([self.class_index]), waveform=self.waveform, magnitude=self.magnitude, mask=mask, probabilities=self.probabilities)
-    return self.explainer.make_explanation({k: v[0].cpu() for k, v in parts.items()}, threshold, self.name)
+    return replace(self.explainer.make_explanation({k: v[0].cpu() for k, v in parts.items()}, threshold, self.name), speed=self.speed)
 
 # %% ../../nbs/listen/widgets.ipynb #12widgets009
 class StaticForm:
@@ -104,7 +106,7 @@ class Player(StaticForm, anywidget.AnyWidget):
         sources:dict=None, # known sources, name → waveform
         **kwargs, # as for `figure_html`
     ):
-        "Show an explanation: the input, what was kept, what was left out, and the known sources of a scene"
+        "Show an explanation: the input, what was kept, what was left out, and the known sources of a scene; a speed that the listener chose stays"
         self.figure = lambda suffix: ex.player_figure(sources, suffix=suffix, **kwargs)
         self.html = self.figure('.wav')  # quick to write; what is kept on a page is FLAC
 
@@ -307,8 +309,9 @@ class Explorer(StaticForm, VBox):
         clips=None, # `ClipDataset` of clips to choose from; None: synthetic scenes
         methods=('lmac', 'gradcam', 'saliency', 'energy'), # names as for `load_method`; the first is chosen to begin with
         out='explanations', # folder for exported reports
+        speed:float=None, # factor at which clips are played, as for `ExplanationSession`
     ):
-        self.explainer, self.out, self.explanations = explainer or LMAC.from_pretrained(), Path(out), {}
+        self.explainer, self.out, self.speed, self.explanations = explainer or LMAC.from_pretrained(), Path(out), speed, {}
         labels = self.explainer.labels
         self.picker = ClipPicker(clips, self.explainer.sample_rate, labels)
         self.target = Dropdown(options=[('predicted class', -1), *zip(labels, range(len(labels)))], description='class')  # a menu would show None as nothing chosen
@@ -340,7 +343,7 @@ def explain(self:Explorer):
     "Explain the chosen clip with the chosen methods"
     start = time.perf_counter()
     if not self.methods.value: raise ValueError('Choose a method.')
-    session = ExplanationSession(self.explainer, target=None if self.target.value < 0 else self.target.value, **self.picker.take())
+    session = ExplanationSession(self.explainer, target=None if self.target.value < 0 else self.target.value, speed=self.speed, **self.picker.take())
     self.explanations = {name: session.explain(session.attribution(name)[0]) for name in self.methods.value}
     self.players = {name: Player(sound=1) for name in self.explanations}
     for name, ex in self.explanations.items(): self.players[name].play(ex, session.sources, title=f'{name}: {ex.label}')

@@ -27,11 +27,11 @@ from torchaudio.transforms import Resample
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..audio import (AUDIO_FORMATS, check_audio_file, check_complete, check_sample_rate, check_waveform, data_uri, file_errors, fit_peak,
-                        load_audio, resample_ratio, to_mono)
+from ..audio import (AUDIO_FORMATS, check_audio_file, check_complete, check_sample_rate, check_speed, check_waveform, data_uri, file_errors, fit_peak,
+                        listening_speed, load_audio, playable_rate, resample_ratio, speed_words, to_mono, true_rate)
 from ..decoder import band_to_bin
 from ..explain import LMAC
-from ..explanation import STYLE, Explanation, judge
+from ..explanation import STYLE, Explanation, drop_copies, judge, speed_suffix
 from ..masking import apply_mask, binarize
 from ..player import figure_html, player_script
 from ..pretrained import write_files, write_together
@@ -288,6 +288,7 @@ def sound_blocks(
     source, # path, waveform `(time)` or `(channel, time)`, or an iterable of such blocks
     sample_rate:int=None, # of a waveform or of blocks, in Hz
     block_s:float=10., # length of the blocks that are read from a file, in seconds
+    time_expansion:float=None, # how many times slower than life a file is; None: as its metadata say, see `load_audio`
 ):  # yields the sample rate in Hz, the length in samples (None if it is unknown), and the blocks `(time,)`
     "Open a source of sound; raises as `load_audio`, for a damaged end when it is reached"
     if not (isinstance(block_s, (int, float)) and math.isfinite(block_s) and block_s > 0):
@@ -297,8 +298,10 @@ def sound_blocks(
         with file_errors(path), sf.SoundFile(path) as file:
             check_complete(path, file)
             if file.frames == 0: raise ValueError(f"{path} holds no samples: its length is zero. Record or export it again.")
-            yield file.samplerate, file.frames, _file_blocks(file, path, max(1, round(block_s * file.samplerate)))
+            rate = true_rate(path, file.samplerate, time_expansion)
+            yield rate, file.frames, _file_blocks(file, path, max(1, round(block_s * rate)))
         return
+    if time_expansion is not None: raise ValueError("time_expansion is for files. The sample rate of a waveform is the true one.")
     if sample_rate is None:
         raise ValueError("A waveform, or blocks of one, need their sample rate: explain_stream(explainer, waveform, out_folder, sample_rate). Found: None.")
     rate, one = check_sample_rate(sample_rate), isinstance(source, (Tensor, np.ndarray))
@@ -329,13 +332,17 @@ def encode_file(
     samples:Path, # a file of float samples of any level
     path:Path, # file to write, with one of the suffixes of `AUDIO_FORMATS`
     gain:float, # factor that brings the peak within ±1
+    speed:float=1., # factor; other than 1, at a rate that browsers play, as `at_speed`
 ):
     "Encode a sound of any length, block by block; raises `OSError`"
     container, subtype = AUDIO_FORMATS[path.suffix.lower()]
     with sf.SoundFile(samples) as source:
-        if container == 'WAV' and 2 * source.frames > 4e9: container = 'RF64' # a plain wav ends at 4 GiB
-        with sf.SoundFile(path, 'w', source.samplerate, 1, subtype, format=container) as out:
-            for block in source.blocks(1 << 20, dtype='float32'): out.write((gain * block).clip(-1, 1))
+        rate = max(1, round(source.samplerate * speed))
+        stream = ResampleStream(rate, rate if speed == 1 else playable_rate(rate))
+        if container == 'WAV' and 2 * source.frames * stream.new / stream.orig > 4e9: container = 'RF64' # a plain wav ends at 4 GiB
+        with sf.SoundFile(path, 'w', stream.rates[1], 1, subtype, format=container) as out:
+            for block in source.blocks(1 << 20, dtype='float32'): out.write((gain * stream.push(torch.from_numpy(block))).clamp(-1, 1).numpy())
+            out.write((gain * stream.finish()).clamp(-1, 1).numpy())
 
 @contextmanager
 def _write_errors(folder:Path):
@@ -408,13 +415,14 @@ def at_native_rate(
     target=None, # class to explain, its name or index; None: the predicted class
     threshold:float=None, # round the mask at this; None leaves it soft
     contrast=None, # contrast class, its name or index: what supports the target but not this class
+    time_expansion:float=None, # how many times slower than life a file is; None: as its metadata say, see `load_audio`
 ) -> Explanation: # sounds, spectrogram and mask at the recording's rate
     "Explain as `LMAC.explain` does, and hear it at the recording's own sample rate; raises as that"
     source = str(audio) if isinstance(audio, (str, Path)) else None
-    if source: audio, sample_rate = load_audio(audio)
+    if source: audio, sample_rate = load_audio(audio, time_expansion=time_expansion)
     elif sample_rate is None: raise ValueError("A waveform needs its sample rate: at_native_rate(explainer, waveform, sample_rate). Found: None.")
     waveform, rate, device = to_mono(_check_block(audio)), check_sample_rate(sample_rate), explainer.device
-    heard = replace(explainer.explain(waveform, rate, target, threshold, contrast), source=source)
+    heard = replace(explainer.explain(waveform, rate, target, threshold, contrast, time_expansion=None if source else time_expansion), source=source)
     if rate == explainer.sample_rate: return heard
     own = native_stft(explainer.stft, explainer.sample_rate, rate)
     spectrum = torch.polar(*own(waveform[0].to(device)))
@@ -503,6 +511,10 @@ def _timeline(rows:list, explainer:LMAC, duration_s:float) -> pd.DataFrame:
     return pd.DataFrame(known | scored | more | {f'p_{name}': p[:, i] for i, name in enumerate(labels)})
 
 # %% ../../nbs/scale/long.ipynb #08long073
+def _played_name(name, suffix, speed):
+    "Name of a sound as it is to be heard; a slower or faster mp3 is a wav, since few rates are allowed in an mp3"
+    return f"{name}{speed_suffix(speed)}{'.wav' if speed != 1 and suffix == '.mp3' else suffix}"
+
 @dataclass(repr=False)
 class LongExplanation:
     "What a classifier predicted over the course of a recording, and where the sound is that this rests on"
@@ -520,12 +532,16 @@ class LongExplanation:
     gain_db: float # applied to both sounds to keep peaks within ±1
     seconds: float # that it took
     suffix: str = '.wav' # of both sounds
+    playing_speed: float = 1. # factor at which they are to be heard: 0.1 is ten times slower
+    time_expansion: float = None # how many times slower than life the file is, as it was said; None: see `load_audio`
     png = Explanation.png # the picture as a file's bytes
 
     @property
     def audio(self): return Path(self.folder) / f'explanation{self.suffix}' # the masked-in part
     @property
     def residual(self): return Path(self.folder) / f'residual{self.suffix}' # the masked-out part
+    @property
+    def played(self): return tuple(Path(self.folder) / _played_name(x, self.suffix, self.playing_speed) for x in ('explanation', 'residual')) # both, as they are to be heard
     @property
     def scored(self): return bool(self.timeline.probability_masked_in.notna().any()) # whether both parts were classified
     @property
@@ -618,8 +634,9 @@ def report(self:LongExplanation) -> str: # a whole HTML page
     "A page for the folder: picture, players, and segments to jump to"
     escape, parts = lambda x: html.escape(str(x)), self.segments()
     sounds = ''.join(f'<p>{what}<br><audio controls preload="none" aria-label="{what}" src="{file.name}"></audio></p>'
-                     for what, file in (('Explanation', self.audio), ('Residual', self.residual)))
-    rows = ''.join(f'<tr><td><a href="{self.audio.name}#t={row.start_s:.2f},{row.end_s:.2f}">{_clock(row.start_s)}</a></td><td>{_clock(row.end_s)}</td>'
+                     for what, file in zip(('Explanation', 'Residual'), self.played))
+    if self.playing_speed != 1: sounds = f'<p>Played {speed_words(self.playing_speed)}; times in the table are those of the recording.</p>{sounds}'
+    rows = ''.join(f'<tr><td><a href="{self.played[0].name}#t={row.start_s / self.playing_speed:.2f},{row.end_s / self.playing_speed:.2f}">{_clock(row.start_s)}</a></td><td>{_clock(row.end_s)}</td>'
                    f'<td>{escape(row.label or "silence")}</td><td>{row.probability:.2f}</td></tr>' for row in parts.head(_MOST_SEGMENTS).itertuples())
     more = f'<p>{len(parts) - _MOST_SEGMENTS} more are in timeline.csv.</p>' if len(parts) > _MOST_SEGMENTS else ''
     name, head = escape(Path(self.source).name if self.source else 'a recording'), '<th>from</th><th>to</th><th>explained</th><th>probability</th>'
@@ -666,11 +683,12 @@ def load(cls:LongExplanation,
 def excerpt(self:LongExplanation,
     start_s:float, # where it begins, in seconds
     duration_s:float=5., # its length, in seconds
+    speed:float=None, # factor at which it is played; None: `playing_speed`
 ) -> str: # HTML with a player
     "Hear a part: input (if its file is still there), explanation and residual"
     sounds = {name: load_audio(file, start_s=start_s, duration_s=duration_s)[0] for name, file in (('Explanation', self.audio), ('Residual', self.residual))}
     if self.source and Path(self.source).is_file():
-        sounds = {'Input': load_audio(self.source, self.sample_rate, mono=True, start_s=start_s, duration_s=duration_s)[0]} | sounds
+        sounds = {'Input': load_audio(self.source, self.sample_rate, mono=True, start_s=start_s, duration_s=duration_s, time_expansion=self.time_expansion)[0]} | sounds
     n = min(x.shape[-1] for x in sounds.values())
     stft = STFT(2 * next_fast_len(round(.032 * self.sample_rate), real=True), round(.016 * self.sample_rate))
     magnitude = stft(next(iter(sounds.values()))[0, :n])[0]
@@ -679,21 +697,23 @@ def excerpt(self:LongExplanation,
     says += '.' if row.label == row.predicted_label else f"; this explains {row.label!r}, which has {row.probability:.2f}."
     sounds = {name: fit_peak(x[:, :n])[0] for name, x in sounds.items()}
     return player_script(figure_html(sounds, self.sample_rate, magnitude, title=f'{row.label}, from {_clock(start_s)}', says=says,
-                                     alt=f'Spectrogram. {says}'))
+                                     alt=f'Spectrogram. {says}', speed=self.playing_speed if speed is None else speed))
 
 # %% ../../nbs/scale/long.ipynb #08long083
 LONG_S = 30. # `lmac-explain` explains longer recordings in windows
 
 def length_s(
     path, # of an audio file
+    time_expansion:float=None, # how many times slower than life it is; None: as its metadata say, see `load_audio`
 ) -> float: # seconds; 0 for what is no audio file
-    "How long a recording is, as its header says"
-    try: return sf.info(str(path)).duration
+    "How long a recording is, as its header and metadata say; raises as `true_rate`"
+    try: info = sf.info(str(path))
     except (sf.LibsndfileError, OSError): return 0.
+    return info.frames / true_rate(path, info.samplerate, time_expansion)
 
 # %% ../../nbs/scale/long.ipynb #08long086
-def _write_stream(stream:ExplanationStream, blocks, folder:Path, suffix:str) -> float:
-    "Write explanation and residual of a fresh stream and its blocks `(time,)`, both or none, and return their gain; raises `OSError` or `ValueError`"
+def _write_stream(stream:ExplanationStream, blocks, folder:Path, suffix:str, speed:float) -> tuple:
+    "Write explanation and residual of a fresh stream and its blocks `(time,)`, and as they are to be heard, all or none; return gain and speed; raises `OSError` or `ValueError`"
     names, peak = ('explanation', 'residual'), 1.
     with ExitStack() as stack:
         with _write_errors(folder):
@@ -710,9 +730,16 @@ def _write_stream(stream:ExplanationStream, blocks, folder:Path, suffix:str) -> 
         peak = write(stream.finish())
         with _write_errors(folder):
             for file in files: file.close()
-            for name, path in zip(names, raw): encode_file(path, partial / f'{name}{suffix}', 1 / peak)
+            if speed is None: speed = listening_speed(_samples(raw[0]), stream.sample_rate)
+            kinds = {f'{name}{suffix}': (path, 1.) for name, path in zip(names, raw)} | {_played_name(name, suffix, speed): (path, speed) for name, path in zip(names, raw)}
+            for name, (path, at) in kinds.items(): encode_file(path, partial / name, 1 / peak, at)
             stack.close()
-    return 1 / peak
+            drop_copies(folder, kinds)
+    return 1 / peak, speed
+
+def _samples(path):
+    "The samples of a file in blocks `(time,)`"
+    with sf.SoundFile(path) as file: yield from map(torch.from_numpy, file.blocks(1 << 20, dtype='float32'))
 
 # %% ../../nbs/scale/long.ipynb #08long087
 def _with_progress(blocks, rate:int, n_samples:int|None, progress:bool):
@@ -758,22 +785,25 @@ def explain_stream(
     suffix:str='.wav', # of the sounds, one of `AUDIO_FORMATS`
     contrast=None, # contrast class, its name or index: what supports the target but not this class
     progress:bool=True, # show a progress bar, in seconds of sound
+    time_expansion:float=None, # how many times slower than life a file is; None: as its metadata say, see `load_audio`
+    speed:float=None, # factor at which it is to be heard: 0.1 is ten times slower; None: `listening_speed` of the explanation
 ) -> LongExplanation: # which refers to the files in the folder
     "Explain a recording of any length from file to file, in memory that does not grow with it; raises as `LMAC.explain`"
     if explainer.provenance.get('untrained'): warnings.warn("This explainer's decoder is not trained: its masks mean nothing. Train it with fit.", stacklevel=2)
     began, plan = time.perf_counter(), window_plan(explainer, window_s, overlap, edge)
     if suffix not in AUDIO_FORMATS: raise ValueError(f"suffix must be one of {', '.join(AUDIO_FORMATS)}. Found: {suffix!r}.")
     if threshold is not None: binarize(torch.zeros(1), threshold)
+    if speed is not None: check_speed(speed)
     target, contrast = (None if k is None else explainer.class_index(k) for k in (target, contrast))
     if contrast is not None and target is None: raise ValueError("A contrast class needs a target: name the target too. Found: target=None.")
     masks = MaskStream(explainer, *plan, target, threshold, score_parts, batch_size, contrast)
-    with sound_blocks(source, sample_rate, block_s) as (rate, n, blocks):
+    with sound_blocks(source, sample_rate, block_s, time_expansion) as (rate, n, blocks):
         stream = ExplanationStream(masks, rate, native_rate)
-        with closing(_with_progress(blocks, rate, n, progress)) as blocks: gain = _write_stream(stream, blocks, Path(out_folder), suffix)
+        with closing(_with_progress(blocks, rate, n, progress)) as blocks: gain, speed = _write_stream(stream, blocks, Path(out_folder), suffix, speed)
     source = str(source) if isinstance(source, (str, Path)) else None
     target, contrast = (None if k is None else explainer.labels[k] for k in (target, contrast))
     duration_s, window_s = stream.down.n_taken / rate, window_s or explainer.classifier.duration_s
     found = LongExplanation(Path(out_folder), _timeline(masks.rows, explainer, duration_s), list(explainer.labels), source, target, contrast, threshold,
-                            duration_s, window_s, overlap, stream.sample_rate, 20 * math.log10(gain), time.perf_counter() - began, suffix)
+                            duration_s, window_s, overlap, stream.sample_rate, 20 * math.log10(gain), time.perf_counter() - began, suffix, speed, time_expansion)
     found.save()
     return found

@@ -2,13 +2,15 @@
 //
 // The figure is plain HTML made by `lmac.player.figure_html` and works without this script, as a picture with audio elements.
 // The script takes the sounds out of these elements, plays all of them at once, in step to the sample, and lets one be heard. So the
-// position survives a switch by construction. `lmacPlayer(figure)` returns what a widget or a test needs to drive it.
+// position survives a switch by construction. Sounds may be played slower or faster than they were recorded (`data-speed`); all times here are
+// those of the recording, but for those of the audio clock. `lmacPlayer(figure)` returns what a widget or a test needs to drive it.
 function lmacPlayer(figure) {
   if (figure.lmac) return figure.lmac
   const $ = (selector) => figure.querySelector(selector)
   const view = $('.lmac-view'), buttons = $('.lmac-sounds'), tools = $('.lmac-tools')
   const FADE = 0.008                                        // seconds, against clicks
-  let context, buffers = [], nodes = [], names = [], levels = []
+  let context, recorded = [], buffers = [], nodes = [], names = [], levels = []
+  let speed = +(figure.dataset.speed ?? 1), chosen = false  // as recorded: 1
   let current = 0, playing = false, startedAt = 0, offset = 0, loop = null, matched = true, ready = null, frame = 0
 
   const element = (tag, attributes = {}, ...children) => {
@@ -19,26 +21,48 @@ function lmacPlayer(figure) {
   }
   const duration = () => +figure.dataset.duration
   const clamp = (t) => Math.min(Math.max(t, 0), duration())
-  const shown = (t) => `${t.toFixed(1)} s`
+  const shown = (t) => `${t.toFixed(duration() < 1 ? 3 : 1)} s`
+  const words = (s) => (s === 1 ? 'as recorded' : s < 1 ? `${+(1 / s).toPrecision(3)} times slower` : `${+s.toPrecision(3)} times faster`)
 
   // sounds
 
   const bytes = (uri) => Uint8Array.from(atob(uri.slice(uri.indexOf(',') + 1)), (c) => c.charCodeAt(0)).buffer
   const sources = () => [...figure.querySelectorAll('.lmac-plain audio')]
+  const played = () => Math.round(+figure.dataset.rate * speed)
+  function open() {                                         // a context at the rate of what is played, where every browser has it: samples stay as they are
+    const rate = played() >= 8000 && played() <= 96000 ? played() : 48000
+    if (context?.sampleRate === rate) return
+    if (context) offset = position()
+    nodes = []
+    context?.close()
+    context = new AudioContext({ sampleRate: rate })
+    startedAt = context.currentTime
+  }
+  function fit() {
+    buffers = recorded.map((x) => {
+      const y = lmacResampled(x, context.sampleRate / played()), buffer = new AudioBuffer({ length: y.length, sampleRate: context.sampleRate })
+      buffer.copyToChannel(y, 0)
+      return buffer
+    })
+  }
   function decode() {                                       // once, at the first need; a new promise after an update
-    context ??= new AudioContext({ sampleRate: +figure.dataset.rate })   // that of the sounds: samples stay as they are
-    return ready ??= Promise.all(sources().map((a) => context.decodeAudioData(bytes(a.src)))).then((found) => { buffers = found })
+    open()
+    const decoder = new OfflineAudioContext(1, 1, +(figure.dataset.header ?? figure.dataset.rate))
+    return ready ??= Promise.all(sources().map((a) => decoder.decodeAudioData(bytes(a.dataset.all ?? a.src)))).then((found) => {
+      recorded = found.map((x) => x.getChannelData(0))
+      fit()
+    })
   }
   const level = (k) => (k === current ? (matched ? levels[k] : 1) : 0)
 
   function launch(from) {                                   // all sounds, in step; only the current one is let through
     const at = context.currentTime
     nodes = buffers.map((buffer, k) => {
-      const source = new AudioBufferSourceNode(context, { buffer, loop: !!loop, loopStart: loop?.[0] ?? 0, loopEnd: loop?.[1] ?? 0 })
+      const source = new AudioBufferSourceNode(context, { buffer, loop: !!loop, loopStart: (loop?.[0] ?? 0) / speed, loopEnd: (loop?.[1] ?? 0) / speed })
       const gain = new GainNode(context, { gain: 0 })
       gain.gain.linearRampToValueAtTime(level(k), at + FADE)
       source.connect(gain).connect(context.destination)
-      source.start(at, from)
+      source.start(at, from / speed)
       return { source, gain }
     })
     startedAt = at
@@ -55,7 +79,7 @@ function lmacPlayer(figure) {
   }
   function position() {
     if (!playing) return offset
-    const t = offset + context.currentTime - startedAt
+    const t = offset + (context.currentTime - startedAt) * speed
     if (loop && t >= loop[1]) return loop[0] + ((t - loop[0]) % (loop[1] - loop[0]))
     return clamp(t)
   }
@@ -69,7 +93,7 @@ function lmacPlayer(figure) {
     await context.resume()
     if (!playing) return
     for (const other of document.querySelectorAll('.lmac-player')) if (other !== figure) other.lmac?.pause()
-    let from = offset >= duration() - 0.01 ? 0 : offset
+    let from = offset >= duration() - 0.01 * speed ? 0 : offset
     if (loop && !(from >= loop[0] && from < loop[1])) from = loop[0]
     launch(from)
     render()
@@ -84,7 +108,7 @@ function lmacPlayer(figure) {
   function seek(t) {
     const target = clamp(t)
     if (loop && (target < loop[0] || target > loop[1])) loop = null
-    if (playing && nodes.length) { silence(); launch(Math.min(target, duration() - 0.001)) } else offset = target
+    if (playing && nodes.length) { silence(); launch(Math.min(target, duration() - 0.001 * speed)) } else offset = target
     render()
   }
   function choose(k) {
@@ -100,10 +124,22 @@ function lmacPlayer(figure) {
   function match(on) { matched = on; fade(); render() }
   function setLoop(region) {
     const from = position()
-    loop = region && Math.abs(region[1] - region[0]) >= 0.05 ? [clamp(Math.min(...region)), clamp(Math.max(...region))] : null
-    if (playing && nodes.length) { silence(); launch(loop && !(from >= loop[0] && from < loop[1]) ? loop[0] : Math.min(from, duration() - 0.001)) }
+    loop = region && Math.abs(region[1] - region[0]) >= 0.05 * speed ? [clamp(Math.min(...region)), clamp(Math.max(...region))] : null
+    if (playing && nodes.length) { silence(); launch(loop && !(from >= loop[0] && from < loop[1]) ? loop[0] : Math.min(from, duration() - 0.001 * speed)) }
     else if (loop) offset = loop[0]
     render()
+  }
+  function setSpeed(value) {
+    rush(value)
+    if (context && recorded.length) { open(); fit() }
+    if (playing && buffers.length) context.resume().then(() => { if (playing && !nodes.length) launch(Math.min(position(), duration() - 0.001 * speed)) })
+    render()
+  }
+  function rush(value) {                                    // the position stays; what plays has to be launched anew
+    const from = position()
+    if (playing) { silence(); startedAt = context?.currentTime ?? 0 }
+    offset = from
+    speed = value
   }
   function setOpacity(value) {
     const mask = $('.lmac-mask')
@@ -124,7 +160,7 @@ function lmacPlayer(figure) {
   async function download() {
     await decode()
     const url = URL.createObjectURL(wav())
-    element('a', { href: url, download: `${names[current].toLowerCase().replace(/[^a-z0-9]+/g, '-')}.wav` }).click()
+    element('a', { href: url, download: `${[names[current], ...(speed === 1 ? [] : [words(speed)])].join(' ').toLowerCase().replace(/[^a-z0-9]+/g, '-')}.wav` }).click()
     setTimeout(() => URL.revokeObjectURL(url), 1000)
   }
 
@@ -140,13 +176,15 @@ function lmacPlayer(figure) {
   const unloop = element('button', { type: 'button', onclick: () => setLoop(null) }, 'End loop')
   tools.append(toggle, clock, unloop, element('label', {}, levelBox, ' same loudness'))
   if (opacity) tools.append(element('label', {}, 'mask ', opacity))
+  const speeds = element('select', { class: 'lmac-speeds', onchange: (e) => { chosen = true; setSpeed(+e.target.value) } })
+  if (figure.dataset.speeds) tools.append(element('label', {}, 'speed ', speeds))
   tools.append(element('button', { type: 'button', onclick: download }, 'Download'))
 
   function place() {                                        // the playhead alone, once per frame
     const t = position(), at = `${(100 * t) / duration()}%`
     playhead.style.left = at
     clock.textContent = `${shown(t)} of ${shown(duration())}`
-    view.setAttribute('aria-valuenow', t.toFixed(2))
+    view.setAttribute('aria-valuenow', t.toFixed(duration() < 1 ? 4 : 2))
     view.setAttribute('aria-valuetext', `${shown(t)}, ${names[current] ?? ''}`)
   }
   function tick() {
@@ -162,6 +200,13 @@ function lmacPlayer(figure) {
     if (loop) Object.assign(region.style, { left: `${(100 * loop[0]) / duration()}%`, width: `${(100 * (loop[1] - loop[0])) / duration()}%` })
     ;[...buttons.children].forEach((b, k) => b.setAttribute('aria-pressed', k === current))
     view.setAttribute('aria-valuemax', duration())
+    if (+speeds.value !== speed) {
+      const all = [...new Set([...(figure.dataset.speeds ?? '').split(' ').filter(Boolean).map(Number), speed])].sort((a, b) => a - b)
+      speeds.replaceChildren(...all.map((s) => element('option', { value: s }, words(s))))
+      speeds.value = speed
+    }
+    const pace = $('.lmac-pace')
+    if (pace) { pace.hidden = speed === 1; pace.textContent = `Played ${words(speed)}.` }
     figure.dataset.state = playing ? 'playing' : 'paused'
     place()
   }
@@ -189,7 +234,7 @@ function lmacPlayer(figure) {
   view.addEventListener('pointercancel', () => { drag = null; render() })
   figure.addEventListener('keydown', (e) => {
     if (e.altKey || e.ctrlKey || e.metaKey || e.target.matches('input, select, textarea, audio')) return
-    const step = e.shiftKey ? 0.05 : 0.5
+    const step = (e.shiftKey ? 0.05 : 0.5) * speed
     const keys = {
       ArrowLeft: () => seek(position() - step), ArrowRight: () => seek(position() + step), Home: () => seek(0), End: () => seek(duration()),
       Escape: () => setLoop(null), m: () => match(!matched), ' ': () => (playing ? pause() : play()),
@@ -216,7 +261,9 @@ function lmacPlayer(figure) {
     const fresh = element('template')
     fresh.innerHTML = html
     const next = fresh.content.querySelector('.lmac-player')
-    Object.assign(figure.dataset, { duration: next.dataset.duration })
+    const { rate, header, ...given } = next.dataset, wanted = chosen ? speed : +given.speed
+    if (wanted !== speed || rate !== figure.dataset.rate) rush(wanted)
+    Object.assign(figure.dataset, { duration: given.duration, rate, header })
     for (const part of ['.lmac-picture', '.lmac-plain', '.lmac-title', '.lmac-says']) {
       const old = $(part), made = next.querySelector(part)
       if (old && made) old.replaceWith(made)
@@ -225,10 +272,11 @@ function lmacPlayer(figure) {
     adopt()
     if (playing) {
       await decode()
+      await context.resume()
       if (!playing) return
       const from = position()
       silence()
-      launch(Math.min(from, duration() - 0.001))
+      launch(Math.min(from, duration() - 0.001 * speed))
     } else if (context) await decode()
   }
 
@@ -236,8 +284,28 @@ function lmacPlayer(figure) {
   setOpacity(0.7)
   adopt()
   return (figure.lmac = {
-    play, pause, seek, choose, match, setLoop, setOpacity, update, decode, wav, position,
-    get state() { return { playing, current, name: names[current], loop, matched, level: matched ? levels[current] : 1, position: position() } },
+    play, pause, seek, choose, match, setLoop, setSpeed, setOpacity, update, decode, wav, position,
+    get state() { return { playing, current, name: names[current], loop, matched, speed, level: matched ? levels[current] : 1, position: position() } },
     get buffers() { return buffers },
   })
+}
+
+// Samples at `ratio` times their rate, band-limited: a windowed sinc over 16 zero crossings to either side, from a table.
+function lmacResampled(x, ratio) {
+  if (ratio === 1) return x
+  const fine = 512, table = Float32Array.from({ length: 16 * fine + 2 }, (_, i) => {
+    const u = Math.PI * i / fine
+    return i > 16 * fine ? 0 : (i ? Math.sin(u) / u : 1) * (0.5 + 0.5 * Math.cos(u / 16))
+  })
+  const cut = Math.min(1, ratio), reach = 16 / cut, y = new Float32Array(Math.ceil(x.length * ratio))
+  for (let n = 0; n < y.length; n++) {
+    const t = n / ratio, last = Math.min(x.length - 1, Math.floor(t + reach))
+    let sum = 0
+    for (let k = Math.max(0, Math.ceil(t - reach)); k <= last; k++) {
+      const at = Math.abs(t - k) * cut * fine, i = at | 0
+      sum += x[k] * (table[i] + (at - i) * (table[i + 1] - table[i]))
+    }
+    y[n] = cut * sum
+  }
+  return y
 }

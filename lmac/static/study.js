@@ -37,9 +37,10 @@ function lmacStudy(document) {
 
   function ask(trial, items, done, all) {
     const clip = plan.clips[trial.clip], began = performance.now()
-    const figure = element('figure', { class: 'lmac-player', 'data-duration': clip.duration_s, 'data-rate': clip.sample_rate })
+    const figure = element('figure', { class: 'lmac-player', 'data-duration': clip.duration_s, 'data-rate': clip.sample_rate,
+      'data-header': clip.header ?? clip.sample_rate, 'data-speed': clip.speed ?? 1 })   // one speed for all listeners: none to choose from
     figure.innerHTML = '<figcaption class="lmac-title"></figcaption><div class="lmac-stage"><div class="lmac-hz" aria-hidden="true"></div><div class="lmac-view"><div class="lmac-picture">' +
-      '<img class="lmac-spectrogram" alt="Spectrogram of the clip"></div></div></div><div class="lmac-sounds" role="group" aria-label="Sound"></div><div class="lmac-tools"></div><div class="lmac-plain"></div><p class="lmac-says"></p>'
+      '<img class="lmac-spectrogram" alt="Spectrogram of the clip"></div></div></div><div class="lmac-sounds" role="group" aria-label="Sound"></div><div class="lmac-tools"></div><p class="lmac-pace"></p><div class="lmac-plain"></div><p class="lmac-says"></p>'
     figure.querySelector('.lmac-title').textContent = `The classifier says: ${trial.label.replaceAll('_', ' ')}`
     figure.querySelector('img').src = clip.picture
     const sounds = [['Clip', clip.reference], ...items.map((t, k) => [letter(k), t])]
