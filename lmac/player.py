@@ -10,10 +10,11 @@ import html, io, math
 from functools import cache
 from importlib.resources import files
 
-import numpy as np, torchaudio
+import numpy as np, torch, torchaudio
 from torch import Tensor
 
 from .audio import data_uri, encode_audio, rms_db
+from .spectrogram import HUES, class_tint
 
 # %% ../nbs/02_player.ipynb #02player005
 def _encode_png(pixels, palette=None):
@@ -72,16 +73,32 @@ def _axis(top, unit, n):
     "`n` labels of an axis, evenly spread from 0 to `top`, as HTML"
     return [f"<span>{top * i / (n - 1):.3g}{f' {unit}' if i == n - 1 else ''}</span>" for i in range(n)]
 
+def _layer(png, of):
+    "A layer above the spectrogram, as HTML; `of`: the class that it belongs to, in whose view alone it is seen"
+    return f'<img class="lmac-mask" alt="" src="{data_uri(png, "image/png")}" style="opacity:.7"{of}>'
+
 def _picture(magnitude, mask, alt):
     "The spectrogram as an image, and the shade of the mask (if any) above it, as HTML"
     layers = f'<img class="lmac-spectrogram" alt="{alt}" src="{data_uri(spectrogram_png(magnitude), "image/png")}">'
-    return layers + ('' if mask is None else f'<img class="lmac-mask" alt="" src="{data_uri(_shade_png(mask), "image/png")}" style="opacity:.7">')
+    return layers + ('' if mask is None else _layer(_shade_png(mask), ''))
 
-def _audio_element(name, waveform, gain, sample_rate, suffix):
-    "A sound `(1, time)` under its name, as HTML"
-    source = data_uri(encode_audio(waveform, sample_rate, suffix), f'audio/{suffix[1:]}')
-    return (f'<div>{name}<audio controls preload="none" aria-label="{name}" data-name="{name}" data-gain="{gain:.5f}" '
+def _audio_element(name, waveform, gain, sample_rate, suffix, of='', whose=''):
+    "A sound `(1, time)` under its name, as HTML; `of`: the class that it belongs to, `whose`: how that is called"
+    source, label = data_uri(encode_audio(waveform, sample_rate, suffix), f'audio/{suffix[1:]}'), f'{name}, {whose}' if whose else name
+    return (f'<div>{label}<audio controls preload="none" aria-label="{label}" data-name="{name}" data-gain="{gain:.5f}"{of} '
             f'src="{source}"></audio></div>')
+
+# %% ../nbs/02_player.ipynb #3bcae3b3
+def _classes(classes, says):
+    "The control that switches between `classes`, as for `figure_html`, and the layers that they lay over the picture, as HTML; `says`: of all"
+    masks = [mask for _, mask, _ in classes.values()]
+    tint = (255 * class_tint(torch.stack(masks[:len(HUES)]))).round().byte().flip(0).cpu().numpy()  # more than there are hues are seen one by one
+    hues = [*HUES.values(), *[None] * len(masks)]
+    def button(of, says, hue, name):
+        return (f'<button type="button" disabled data-class="{of}" data-says="{says}">' + (f'<i style="background:{hue}"></i>' if hue else '') + f'{name}</button>')
+    switch = [button(i, html.escape(own), hue, name) for i, ((name, (*_, own)), hue) in enumerate(zip(classes.items(), hues))]
+    layers = _layer(_encode_png(tint), ' data-class="all"') + ''.join(_layer(_shade_png(m), f' data-class="{i}" hidden') for i, m in enumerate(masks))
+    return button('all', says, None, 'All in colours') + ''.join(switch), layers
 
 # %% ../nbs/02_player.ipynb #02player013
 def figure_html(
@@ -93,18 +110,25 @@ def figure_html(
     says:str='', # below the controls, a sentence
     alt:str='Spectrogram', # what the picture shows, in words
     suffix:str='.flac', # audio format; '.wav' is quicker to write
+    classes:dict=None, # to switch between: name → `(sounds, mask, says)` of each class, whose sounds come after those that all share
 ) -> str: # a `<figure>`; raises `ValueError` for sounds of different lengths
     "The player's markup, without script and style"
-    lengths = {len(x[0]) for x in sounds.values()}
+    classes = {html.escape(name): what for name, what in (classes or {}).items()}
+    rows = [(name, x, '', '') for name, x in sounds.items()]
+    rows += [(name, x, f' data-class="{i}"', who) for i, (who, (own, *_)) in enumerate(classes.items()) for name, x in own.items()]
+    lengths = {len(x[0]) for _, x, *_ in rows}
     if len(lengths) != 1: raise ValueError(f"The sounds of a player must be of one length. Found: {', '.join(map(str, sorted(lengths)))} samples.")
-    duration_s, gains = lengths.pop() / sample_rate, matching_gains(list(sounds.values()), sample_rate)
-    plain = ''.join(_audio_element(html.escape(name), x, gain, sample_rate, suffix) for (name, x), gain in zip(sounds.items(), gains))
+    duration_s, gains = lengths.pop() / sample_rate, matching_gains([x for _, x, *_ in rows], sample_rate)
+    plain = ''.join(_audio_element(html.escape(name), x, gain, sample_rate, suffix, *of) for (name, x, *of), gain in zip(rows, gains))
+    switch, layers = _classes(classes, html.escape(says)) if classes else ('', '')
     hz, s = ''.join(_axis(sample_rate / 2000, 'kHz', 5)[::-1]), ''.join(_axis(duration_s, 's', 6))
     return (f'<figure class="lmac-player" data-duration="{duration_s}" data-rate="{sample_rate}"><figcaption class="lmac-title">{html.escape(title)}</figcaption>'
             f'<div class="lmac-stage"><div class="lmac-hz" aria-hidden="true">{hz}</div>'
-            f'<div class="lmac-view"><div class="lmac-picture">{_picture(magnitude, mask, html.escape(alt))}</div></div>'
-            f'<div class="lmac-s" aria-hidden="true">{s}</div></div><div class="lmac-sounds" role="group" aria-label="Sound"></div>'
-            f'<div class="lmac-tools"></div><div class="lmac-plain">{plain}</div><p class="lmac-says" aria-live="polite">{html.escape(says)}</p></figure>')
+            f'<div class="lmac-view"><div class="lmac-picture">{_picture(magnitude, mask, html.escape(alt))}{layers}</div></div>'
+            f'<div class="lmac-s" aria-hidden="true">{s}</div></div><div class="lmac-classes" role="group" aria-label="Class">{switch}</div>'
+            f'<div class="lmac-sounds" role="group" aria-label="Sound"></div>'
+            f'<div class="lmac-tools"></div><div class="lmac-plain">{plain}</div><p class="lmac-says" aria-live="polite">{html.escape(says)}</p>'
+            f'<p class="lmac-heard" aria-live="polite"></p></figure>')
 
 # %% ../nbs/02_player.ipynb #02playerx002
 def player_script(

@@ -2,14 +2,15 @@
 //
 // The figure is plain HTML made by `lmac.player.figure_html` and works without this script, as a picture with audio elements.
 // The script takes the sounds out of these elements, plays all of them at once, in step to the sample, and lets one be heard. So the
-// position survives a switch by construction. `lmacPlayer(figure)` returns what a widget or a test needs to drive it.
+// position survives a switch by construction. Where it has several classes, each brings sounds and a layer of the picture of its own, and one class, or all in
+// colours, is chosen at a time. `lmacPlayer(figure)` returns what a widget or a test needs to drive it.
 function lmacPlayer(figure) {
   if (figure.lmac) return figure.lmac
   const $ = (selector) => figure.querySelector(selector)
   const view = $('.lmac-view'), buttons = $('.lmac-sounds'), tools = $('.lmac-tools')
   const FADE = 0.008                                        // seconds, against clicks
-  let context, buffers = [], nodes = [], names = [], levels = []
-  let current = 0, playing = false, startedAt = 0, offset = 0, loop = null, matched = true, ready = null, frame = 0
+  let context, buffers = [], nodes = [], names = [], levels = [], owners = []   // owners: the class of each sound, undefined for those of all
+  let current = 0, shownClass = 'all', playing = false, startedAt = 0, offset = 0, loop = null, matched = true, ready = null, frame = 0
 
   const element = (tag, attributes = {}, ...children) => {
     const e = document.createElement(tag)
@@ -60,6 +61,22 @@ function lmacPlayer(figure) {
     return clamp(t)
   }
 
+  // classes
+
+  const classes = () => [...figure.querySelectorAll('.lmac-classes button')]
+  const audible = () => names.map((_, k) => k).filter((k) => !owners[k] || owners[k] === shownClass || (shownClass === 'all' && owners.indexOf(owners[k]) === k))
+  const className = (c) => classes().find((b) => b.dataset.class === c)?.textContent
+  const label = (k) => (owners[k] ? `${names[k]}, ${className(owners[k])}` : names[k] ?? '')
+  function show(c) {                                        // a class's layer, sentence and sounds; of all classes, the first sound of each
+    shownClass = c
+    figure.dataset.shown = classes().length ? c : ''
+    for (const layer of figure.querySelectorAll('.lmac-mask[data-class]')) layer.hidden = layer.dataset.class !== c
+    const says = classes().find((b) => b.dataset.class === c)?.dataset.says
+    if (says !== undefined) $('.lmac-says').textContent = says
+    buttons.replaceChildren(...audible().map((k, i) => element('button', { type: 'button', title: `key ${i + 1}`, 'data-sound': k, onclick: () => choose(k) },
+      c === 'all' && owners[k] ? className(owners[k]) : names[k])))
+  }
+
   // what a listener can do
 
   async function play() {
@@ -90,9 +107,20 @@ function lmacPlayer(figure) {
   function choose(k) {
     if (k < 0 || k >= names.length) return
     current = k
+    if (!audible().includes(k)) show(owners[k])
     fade()
     render()
     figure.dispatchEvent(new CustomEvent('lmac-sound', { detail: k, bubbles: true }))
+  }
+  function select(c) {                                      // another class: the input stays the input, an explanation becomes that of the class
+    const was = owners[current], name = names[current]
+    show(c)
+    if (was) current = audible().find((k) => owners[k] && (c === 'all' ? owners[k] === was : names[k] === name)) ?? audible().find((k) => owners[k]) ?? 0
+    choose(current)
+  }
+  function nextClass() {
+    const all = classes().map((b) => b.dataset.class)
+    select(all[(all.indexOf(shownClass) + 1) % all.length])
   }
   function fade() {
     nodes.forEach(({ gain }, k) => gain.gain.setTargetAtTime(level(k), context.currentTime, FADE / 3))
@@ -106,8 +134,7 @@ function lmacPlayer(figure) {
     render()
   }
   function setOpacity(value) {
-    const mask = $('.lmac-mask')
-    if (mask) mask.style.opacity = value
+    for (const mask of figure.querySelectorAll('.lmac-mask')) mask.style.opacity = value
     if (opacity) opacity.value = value
   }
   function wav() {                                          // what is heard, as 16-bit PCM
@@ -124,7 +151,7 @@ function lmacPlayer(figure) {
   async function download() {
     await decode()
     const url = URL.createObjectURL(wav())
-    element('a', { href: url, download: `${names[current].toLowerCase().replace(/[^a-z0-9]+/g, '-')}.wav` }).click()
+    element('a', { href: url, download: `${label(current).toLowerCase().replace(/[^a-z0-9]+/g, '-')}.wav` }).click()
     setTimeout(() => URL.revokeObjectURL(url), 1000)
   }
 
@@ -147,7 +174,7 @@ function lmacPlayer(figure) {
     playhead.style.left = at
     clock.textContent = `${shown(t)} of ${shown(duration())}`
     view.setAttribute('aria-valuenow', t.toFixed(2))
-    view.setAttribute('aria-valuetext', `${shown(t)}, ${names[current] ?? ''}`)
+    view.setAttribute('aria-valuetext', `${shown(t)}, ${label(current)}`)
   }
   function tick() {
     cancelAnimationFrame(frame)
@@ -160,7 +187,10 @@ function lmacPlayer(figure) {
     levelBox.checked = matched
     unloop.hidden = region.hidden = !loop
     if (loop) Object.assign(region.style, { left: `${(100 * loop[0]) / duration()}%`, width: `${(100 * (loop[1] - loop[0])) / duration()}%` })
-    ;[...buttons.children].forEach((b, k) => b.setAttribute('aria-pressed', k === current))
+    ;[...buttons.children].forEach((b) => b.setAttribute('aria-pressed', +b.dataset.sound === current))
+    for (const b of classes()) b.setAttribute('aria-pressed', b.dataset.class === shownClass)
+    const heard = $('.lmac-heard'), says = classes().length ? `Heard: ${label(current)}` : ''
+    if (heard && heard.textContent !== says) heard.textContent = says   // said when it changes, not with each step
     view.setAttribute('aria-valuemax', duration())
     figure.dataset.state = playing ? 'playing' : 'paused'
     place()
@@ -193,8 +223,9 @@ function lmacPlayer(figure) {
     const keys = {
       ArrowLeft: () => seek(position() - step), ArrowRight: () => seek(position() + step), Home: () => seek(0), End: () => seek(duration()),
       Escape: () => setLoop(null), m: () => match(!matched), ' ': () => (playing ? pause() : play()),
+      ...(classes().length && { c: nextClass }),
     }
-    const act = /^[1-9]$/.test(e.key) && +e.key <= names.length ? () => choose(+e.key - 1) : keys[e.key]
+    const act = /^[1-9]$/.test(e.key) && +e.key <= audible().length ? () => choose(audible()[+e.key - 1]) : keys[e.key]
     if (!act || (e.key === ' ' && e.target.matches('button') && e.target !== toggle)) return
     e.preventDefault()
     e.stopPropagation()                                     // a notebook has shortcuts of its own
@@ -207,8 +238,11 @@ function lmacPlayer(figure) {
     const items = sources()
     names = items.map((a) => a.dataset.name)
     levels = items.map((a) => +a.dataset.gain)
+    owners = items.map((a) => a.dataset.class)
     current = Math.min(current, Math.max(names.length - 1, 0))
-    buttons.replaceChildren(...names.map((name, k) => element('button', { type: 'button', 'aria-pressed': k === current, title: `key ${k + 1}`, onclick: () => choose(k) }, name)))
+    for (const b of classes()) { b.disabled = false; b.onclick = () => select(b.dataset.class) }
+    show(classes().some((b) => b.dataset.class === shownClass) ? shownClass : 'all')
+    if (!audible().includes(current)) current = 0
     ready = null
     render()
   }
@@ -217,7 +251,7 @@ function lmacPlayer(figure) {
     fresh.innerHTML = html
     const next = fresh.content.querySelector('.lmac-player')
     Object.assign(figure.dataset, { duration: next.dataset.duration })
-    for (const part of ['.lmac-picture', '.lmac-plain', '.lmac-title', '.lmac-says']) {
+    for (const part of ['.lmac-picture', '.lmac-classes', '.lmac-plain', '.lmac-title', '.lmac-says']) {
       const old = $(part), made = next.querySelector(part)
       if (old && made) old.replaceWith(made)
     }
@@ -236,8 +270,8 @@ function lmacPlayer(figure) {
   setOpacity(0.7)
   adopt()
   return (figure.lmac = {
-    play, pause, seek, choose, match, setLoop, setOpacity, update, decode, wav, position,
-    get state() { return { playing, current, name: names[current], loop, matched, level: matched ? levels[current] : 1, position: position() } },
+    play, pause, seek, choose, select, match, setLoop, setOpacity, update, decode, wav, position,
+    get state() { return { playing, current, name: names[current], label: label(current), class: classes().length ? shownClass : null, loop, matched, level: matched ? levels[current] : 1, position: position() } },
     get buffers() { return buffers },
   })
 }
