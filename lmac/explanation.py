@@ -292,6 +292,7 @@ class Explanations(Sequence):
         if not isinstance(which, str): return Explanations(self.explanations[which]) if isinstance(which, slice) else self.explanations[which]
         if which in self.targets: return self.explanations[self.targets.index(which)]
         raise KeyError(f"{which!r} was not explained. Found: {', '.join(self.targets)}.")
+    def __contains__(self, which): return which in self.targets if isinstance(which, str) else any(which is ex for ex in self)
 
     @property
     def targets(self): return [ex.label for ex in self.explanations]

@@ -81,7 +81,7 @@ def explain(self:ExplanationSession,
     mask = mask.to(self.magnitude.device)
     parts = self.explainer.apply_and_resynthesize(self.magnitude, self.phase, mask, self.waveform.shape[-1])
     parts |= dict(target=torch.tensor([self.class_index]), waveform=self.waveform, magnitude=self.magnitude, mask=mask, probabilities=self.probabilities)
-    return self.explainer.make_explanation({k: v[0].cpu() for k, v in parts.items()}, threshold, self.name)
+    return self.explainer.make_explanations(parts, threshold, self.name)[0]
 
 # %% ../../nbs/listen/widgets.ipynb #12widgets009
 class StaticForm:
