@@ -200,7 +200,8 @@ def png(self:Explanation) -> bytes: # a PNG file
 # %% ../nbs/10_explanation.ipynb #10explanationx042
 STYLE = """<style>.lmac{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto}.lmac img{max-width:100%}
 .lmac th{text-align:left;font-weight:400}.lmac td,.lmac th{padding:0 1em 0 0;font-variant-numeric:tabular-nums}.lmac meter{width:8rem}
-.lmac th i{display:inline-block;width:.9em;height:.9em;margin-right:.45em;border:1px solid #0008;border-radius:2px}</style>"""
+.lmac th i{display:inline-block;width:.9em;height:.9em;margin-right:.45em;border:1px solid #0008;border-radius:2px}
+@media(max-width:30rem){.lmac table{font-size:12px}.lmac td,.lmac th{padding:0 .5em 0 0}}</style>"""
 
 @patch
 def player_figure(self:Explanation,
@@ -248,18 +249,18 @@ def _repr_html_(self:Explanation):
 def __repr__(self:Explanation): return f"Explanation: {self.sentence()}"
 
 # %% ../nbs/10_explanation.ipynb #10explanationx044
-def _page(what, source, shown, numbers):
-    "A whole HTML page: why `what`, of the file `source`, if it is one; the HTML `shown`; and a dict of numbers"
-    what, name = html.escape(what), html.escape(Path(source).name if source else 'a waveform')
+def _page(question, source, shown, numbers):
+    "A whole HTML page: a question, about the file `source`, if it is one; the HTML `shown`; and a dict of numbers"
+    question, name = html.escape(question), html.escape(Path(source).name if source else 'a waveform')
     rows = ''.join(f'<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>' for k, v in numbers.items() if k != 'probabilities')
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f'<title>Why {what}? {name}</title><body><div class="lmac"><h1>Why “{what}”?</h1><p>{name}</p></div>'
+            f'<title>{question} {name}</title><body><div class="lmac"><h1>{question}</h1><p>{name}</p></div>'
             f'{STYLE}<div class="lmac">{shown}<h2>Numbers</h2><table>{rows}</table><p>{READING}</p></div></body></html>')
 
 @patch
 def report(self:Explanation) -> str: # a whole HTML page
     "A page of its own: the same as in Jupyter, with the numbers explained"
-    return _page(self.label, self.source, self.player() + self.bars() + self.picture(), self.summary())
+    return _page(f'Why “{self.label}”?', self.source, self.player() + self.bars() + self.picture(), self.summary())
 
 READING = ("The mask was trained so that the classifier keeps its prediction on the masked-in part and loses it on the rest. "
            "<em>probability_heard</em> is the classifier's verdict on the very sound that is played as the explanation. An explanation "
@@ -318,10 +319,10 @@ def summary(self:Explanations) -> dict: # plain numbers and strings
 def sentence(self:Explanations) -> str: # a sentence or more
     "The explanations in words"
     if self[0].silent: return self[0].sentence()
-    rather = f" rather than {self[0].contrast!r}" if self[0].contrast else ""
-    clauses = [f"for {ex.label!r}, which has {ex.probability:.2f}, {ex.kept:.0%} of the spectrogram, on which alone it has {ex.probability_heard:.2f}, and on the rest {ex.probability_masked_out:.2f}"
-               + ('' if ex.verdict == 'explains' else f" ({ex.verdict})") for ex in self]
-    return f"{self[0].decision()}. What speaks{rather} {'; '.join(clauses)}."
+    rather = f" This is what speaks for each class rather than {self[0].contrast!r}." if self[0].contrast else ""
+    each = [f" {ex.label!r} has {ex.probability:.2f}; on its explanation alone, {ex.kept:.0%} of the spectrogram, {ex.probability_heard:.2f}; on the rest, {ex.probability_masked_out:.2f}"
+            + ('.' if ex.verdict == 'explains' else f" ({ex.verdict}).") for ex in self]
+    return f"{self[0].decision()}.{rather}{''.join(each)}"
 
 @patch
 def __repr__(self:Explanations): return f"Explanations: {self.sentence()}"
@@ -368,7 +369,7 @@ def player_figure(self:Explanations,
     first, frames = self[0], slice(self[0].n_frames)
     alone = {f"{name.replace('_', ' ').capitalize()} alone": fit_peak(x)[0] for name, x in (sources or {}).items()}
     classes = {ex.label: ({SOUNDS[part]: getattr(ex, part) for part in ('audio', 'residual')}, ex.mask[:, frames], ex.sentence()) for ex in self}
-    settings = dict(title=', '.join(f'{ex.label}, {ex.probability:.0%}' for ex in self), says=self.sentence(), alt=f'Spectrogram. {self.sentence()}', classes=classes)
+    settings = dict(title=', '.join(f'{ex.label} {ex.probability:.0%}' for ex in self), says=self.sentence(), alt=f'Spectrogram. {self.sentence()}', classes=classes)
     return figure_html({SOUNDS['waveform']: fit_peak(first.waveform)[0]} | alone, first.sample_rate, first.magnitude[:, frames], **settings | kwargs)
 
 @patch
@@ -402,7 +403,7 @@ def _repr_html_(self:Explanations):
 def report(self:Explanations) -> str: # a whole HTML page
     "A page of its own: player, tables, picture, and what the numbers mean"
     numbers = {k: v for k, v in self.summary().items() if k != 'classes'}
-    return _page(' or '.join(self.targets), self.source, self.player() + self.table() + self[0].bars() + self.picture(), numbers)
+    return _page(f"What speaks for {', '.join(self.targets)}?", self.source, self.player() + self.table() + self[0].bars() + self.picture(), numbers)
 
 # %% ../nbs/10_explanation.ipynb #e0c50c5b
 @patch

@@ -142,7 +142,7 @@ def test_several_classes(tmp_path, explain, explainer, dog):
     assert names(tmp_path/'named') == sorted(['explanation.json', 'mask.png', 'report.html', *(f for row in numbers['classes'] for f in row['files'])])
     for row, name in zip(numbers['classes'], ['saw', 'bell']):
         assert row['label'] == name and row['probability_heard'] == pytest.approx(lmac.explain(dog, target=name).probability_heard, abs=1e-5)
-    assert run.out.count('The classifier says') == 1 and "for 'saw'" in run.out and 'named/report.html in a browser' in run.out
+    assert run.out.count('The classifier says') == 1 and "'saw' has" in run.out and 'named/report.html in a browser' in run.out
     explain(dog, '--top', '2', '--binary', '--native-rate', '--out', 'top').ok()
     numbers = json.loads((tmp_path/'top/explanation.json').read_text())
     assert [row['label'] for row in numbers['classes']] == list(numbers['probabilities'])[:2] and numbers['threshold'] == .5
