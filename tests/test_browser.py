@@ -270,6 +270,23 @@ def test_several_classes_on_a_telephone_for_all(browser, several_file):
     with served(several_file[0].parent) as address: assert not (problems := page_problems(browser, f"{address}/report.html")), "\n".join(problems)
 
 
+def test_from_one_class_to_several_and_back(new_page, player_file, several_file):
+    "As a widget does it: the figure stays, what it holds is replaced"
+    file, found = several_file
+    page = new_page(player_file[0].as_uri())
+    one = page.locator(".lmac-player").evaluate("e => e.outerHTML")
+    def names(group): return [b.inner_text() for b in page.locator(f".lmac-{group} button").all()]
+    before = names("sounds")
+    for _ in range(2):
+        page.evaluate("html => document.querySelector('.lmac-player').lmac.update(html)", found.player_figure())
+        assert names("classes") == ["All in colours", *found.targets] and names("sounds") == ["Input", *found.targets]
+        page.get_by_role("group", name="Class").get_by_role("button", name="rooster").click()
+        page.evaluate("html => document.querySelector('.lmac-player').lmac.update(html)", one)
+        assert names("classes") == [] and names("sounds") == before and page.locator(".lmac-heard").inner_text() == "" and state(page)["class"] is None
+        page.locator(".lmac-view").press("c")   # no class to switch to
+        assert state(page)["current"] == 0
+
+
 def test_several_classes_without_scripts(new_page, several_file):
     page = new_page(several_file[0].as_uri(), java_script_enabled=False)
     assert page.locator("audio").count() == 7 and page.get_by_role("button", name="rooster").is_visible()   # a legend, at least

@@ -100,7 +100,7 @@ class Player(StaticForm, anywidget.AnyWidget):
     brush = traitlets.Bool(False, help='whether one can paint on the picture').tag(sync=True)
 
     def play(self,
-        ex:Explanation, # what is played
+        ex:Explanation, # what is played; `Explanations` of several classes, too
         sources:dict=None, # known sources, name → waveform
         **kwargs, # as for `figure_html`
     ):
