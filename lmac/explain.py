@@ -20,7 +20,7 @@ from .audio import check_sample_rate, check_waveform, fit_peak, load_audio, make
 from .classifier import TappedClassifier, private_copy, seeded
 from .data import ClipDataset, audio_files, loader
 from .decoder import MaskDecoder
-from .explanation import VERDICTS, Explanation, judge
+from .explanation import VERDICTS, Explanation, Explanations, judge
 from .masking import ExtendedMaskingLoss, MaskingLoss, apply_mask, binarize
 from .pretrained import SAMPLE, load_explainer, model_card, save_explainer
 from .spectrogram import STFT, default_stft
@@ -86,7 +86,7 @@ def class_index(self:LMAC,
 ) -> int: # index into `labels`
     "The index of a class; raises `ValueError` for a name or an index that the classifier does not have"
     if isinstance(target, str) and target in self.labels: return self.labels.index(target)
-    if isinstance(target, int) and 0 <= target < len(self.labels): return target
+    if isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(self.labels): return target
     raise ValueError(f"The classifier has no class {target!r}. Its classes: {', '.join(self.labels)}.")
 
 @patch
@@ -104,6 +104,23 @@ def resolve_target(self:LMAC,
         raise ValueError(f"This explainer's decoder is class-agnostic and explains the predicted class, {self.labels[predicted[i]]!r}. "
                          f"Found target {self.labels[target[i]]!r} for clip {i}: leave the target out.")
     return target
+
+# %% ../nbs/11_explain.ipynb #25c55ac4
+@patch
+def class_indices(self:LMAC,
+    targets, # how many of the likeliest classes, or a list of names or indices
+): # the number, or a list of indices
+    "Check several targets; raises `ValueError` for classes that there are not, or are there twice, and for a class-agnostic decoder"
+    if not self.is_class_conditional:
+        raise ValueError(f"This explainer's decoder is class-agnostic: it has one mask, of the predicted class, and none for each of several. Found targets {targets!r}: leave the targets out.")
+    n = len(self.labels)
+    if isinstance(targets, int) and not isinstance(targets, bool) and 1 <= targets <= n: return targets
+    if not isinstance(targets, (list, tuple)) or not targets:
+        raise ValueError(f"targets must be how many of the likeliest classes to explain, 1 to {n}, or a list of names or indices. Found: {targets!r}.")
+    indices = [self.class_index(target) for target in targets]
+    if twice := {self.labels[k] for k in indices if indices.count(k) > 1}:
+        raise ValueError(f"targets must name each class once. Found twice: {', '.join(sorted(twice))}.")
+    return indices
 
 # %% ../nbs/11_explain.ipynb #11explainx010
 @patch
@@ -131,9 +148,9 @@ def predict_mask(self:LMAC,
     "The mask for `target`; with `contrast`, what speaks for the one and not for the other: `M_a (1 − M_b)`. Raises `ValueError`"
     mask = self.fast_decoder(maps, n_frames, target)
     if contrast is not None:
-        contrast = torch.as_tensor(contrast, device=target.device).expand_as(target)
+        contrast = torch.as_tensor(contrast, device=target.device).reshape(-1)  # one, or one for each target
         if not self.is_class_conditional: raise ValueError("A contrast class needs a class-conditional explainer, 'esc10' say. Found: a class-agnostic decoder.")
-        if (contrast == target).any(): raise ValueError(f"The contrast class must be another than the target. Found: {self.labels[target[0].item()]!r} twice.")
+        if (same := contrast == target).any(): raise ValueError(f"The contrast class must be another than the target. Found: {self.labels[target[same][0].item()]!r} twice.")
         mask = mask * (1 - self.fast_decoder(maps, n_frames, contrast))
     return mask if threshold is None else binarize(mask, threshold)
 
@@ -178,17 +195,18 @@ def classify(self:LMAC,
 @patch
 def heard(self:LMAC,
     magnitude:Tensor, phase:Tensor, # of the clips `(batch, freq, frame)`
-    target:Tensor, # class for each clip `(batch,)`
+    target:Tensor, # class for each clip `(batch,)`; of one clip, classes `(class,)`
 ) -> Tensor: # of ones and zeros `(batch, 1, frame)`
-    "The frames that an answer can rest on"
+    "The frames that an answer can rest on; of one clip, for several classes too"
     n_frames, seconds = magnitude.shape[-1], self.classifier.heard_s
-    inside = torch.ones(len(magnitude), 1, n_frames, device=magnitude.device)
+    inside = torch.ones(len(target), 1, n_frames, device=magnitude.device)
     if seconds: inside[..., 1 + int(seconds * self.sample_rate / self.stft.hop_length):] = 0
     if self.classifier.at_fraction:
         with torch.inference_mode(False), torch.enable_grad():
             x = magnitude.clone().requires_grad_()
-            odds = self.classifier.log_odds(self.classifier(x, phase.clone()), target.clone()).sum()
-            influence = (torch.autograd.grad(odds, x)[0] * x).detach().abs().sum(1, keepdim=True)
+            odds = self.classifier.log_odds(self.classifier(x, phase.clone()).expand(len(target), -1), target.clone()).view(-1, len(x)).sum(1)
+            gradient = torch.cat([torch.autograd.grad(o, x, retain_graph=True)[0] for o in odds])
+            influence = (gradient * x).detach().abs().sum(1, keepdim=True)
         inside = inside * (influence > .01 * influence.amax(2, keepdim=True))
     return inside
 
@@ -215,14 +233,17 @@ def masked_parts(self:LMAC,
     threshold:float=None, # round the mask at this; None leaves it soft
     target=None, # class index or indices `(batch,)`; None: the predicted classes
     contrast=None, # class index or indices `(batch,)`
+    targets=None, # several classes of one clip, from `class_indices`: the batch of what depends on the class is theirs
 ) -> dict: # tensors: target, magnitude, mask, probabilities, probabilities of both parts, sound of both parts
-    "The mask and both parts, classified and as sound, for a batch of clips of one length"
+    "The mask and both parts, classified and as sound, for a batch of clips of one length, or for several classes of one clip"
     magnitude, phase = self.magnitude_phase(waveform)
     logits, maps = self.classifier.with_taps(magnitude, phase)
-    target = self.resolve_target(logits, target)
+    if targets is None: target = self.resolve_target(logits, target)
+    elif isinstance(targets, int): target = logits[0].argsort(descending=True, stable=True)[:targets]
+    else: target = torch.tensor(targets, device=logits.device)
     mask = self.predict_mask(maps, magnitude.shape[-1], target, threshold, contrast) * self.heard(magnitude, phase, target)
     found = dict(target=target, magnitude=magnitude, mask=mask, probabilities=self.classifier.probabilities(logits))
-    return found | self.apply_and_resynthesize(magnitude, phase, mask, waveform.shape[-1])
+    return found | self.apply_and_resynthesize(magnitude.expand_as(mask), phase.expand_as(mask), mask, waveform.shape[-1])
 
 # %% ../nbs/11_explain.ipynb #1f7e9db3
 @patch
@@ -246,10 +267,12 @@ def explain(self:LMAC,
     contrast=None, # contrast class, its name or index: what speaks for the target rather than for this one?
     at=None, # a time in seconds, or `(start, end)`: why does it say so then? For classifiers that give scores for each frame
     time_expansion=None, # of files: how many times slower than life they are; None: as their metadata say, see `load_audio`
-) -> Explanation: # or a list of them, for a list of paths or a batch
-    "Explain the predicted class, or another; raises `ValueError`, `TypeError` or `FileNotFoundError`"
+    targets=None, # several classes at once: how many of the likeliest, or a list of names or indices; None: `target` alone
+) -> Explanation: # with `targets`, `Explanations`; a list of either for a list of paths or a batch
+    "Explain the predicted class, another, or several; raises `ValueError`, `TypeError` or `FileNotFoundError`"
     if self.provenance.get('untrained'): warnings.warn("This explainer's decoder is not trained: its masks mean nothing. Train it with fit.", stacklevel=2)
-    if isinstance(audio, (list, tuple)): return [self.explain(a, sample_rate, target, threshold, contrast, at, time_expansion) for a in audio]
+    if target is not None and targets is not None: raise ValueError(f"Name one class as target, or several as targets. Found: target={target!r} and targets={targets!r}.")
+    if isinstance(audio, (list, tuple)): return [self.explain(a, sample_rate, target, threshold, contrast, at, time_expansion, targets) for a in audio]
     source = None
     if isinstance(audio, (str, Path)):
         source = str(audio)
@@ -259,25 +282,27 @@ def explain(self:LMAC,
     waveform = self.prepare(audio, sample_rate)
     if at is not None: self, at = self.focused(at, waveform.shape[-1])
     target, contrast = (None if k is None else self.class_index(k) for k in (target, contrast))
-    parts = {k: v.cpu() for k, v in self.masked_parts(waveform, threshold, target, contrast).items()}
-    rows = [{k: v[i] for k, v in parts.items()} | dict(waveform=waveform[i].cpu()) for i in range(len(waveform))]
-    found = [self.make_explanation(row, threshold, source, contrast, at) for row in rows]
+    if targets is not None: targets = self.class_indices(targets)
+    def explained(x): return self.make_explanations(self.masked_parts(x, threshold, target, contrast, targets) | dict(waveform=x), threshold, source, contrast, at)
+    found = explained(waveform) if targets is None else [Explanations(explained(clip)) for clip in waveform.split(1)]
     return found if getattr(audio, 'ndim', 2) == 3 else found[0]
 
 # %% ../nbs/11_explain.ipynb #11explainx025
 @patch
-def make_explanation(self:LMAC, row, threshold, source, contrast=None, at=None):
-    "An `Explanation` of one clip: a row of `masked_parts` and its 'waveform' `(time,)`; threshold, file and contrast index, or None"
-    index = row['target'].item()
-    both, gain_db = fit_peak(torch.stack([row['audio_in'], row['audio_out']]))
-    heard = self.classify(both[0], self.sample_rate)[0]
-    rival = {} if contrast is None else dict(contrast=self.labels[contrast], contrast_heard=heard[contrast].item())
-    return Explanation(
-        label=self.labels[index], class_index=index, probabilities=row['probabilities'], labels=self.labels, mask=row['mask'],
-        magnitude=row['magnitude'], waveform=row['waveform'][None], audio=both[:1], residual=both[1:], gain_db=gain_db,
-        sample_rate=self.sample_rate, hop_length=self.stft.hop_length, domain=self.domain, threshold=threshold, source=source, at_s=at, heard_s=self.classifier.heard_s,
-        probability_masked_in=row['probabilities_in'][index].item(), probability_heard=heard[index].item(),
-        probability_masked_out=row['probabilities_out'][index].item(), **rival)
+def make_explanations(self:LMAC, parts, threshold, source, contrast=None, at=None):
+    "A list of `Explanation`s of the batch of `masked_parts` and its 'waveform' `(batch, time)`, what is there once being all theirs; threshold, file and contrast index, or None"
+    parts = {k: v.cpu() for k, v in parts.items()}
+    sounds = [fit_peak(both) for both in torch.stack([parts['audio_in'], parts['audio_out']], 1)]
+    heard = self.classify(torch.stack([both[:1] for both, _ in sounds]), self.sample_rate)
+    def one(i, k):
+        row, (both, gain_db) = {name: v[i % len(v)] for name, v in parts.items()}, sounds[i]
+        rival = {} if contrast is None else dict(contrast=self.labels[contrast], contrast_heard=heard[i, contrast].item())
+        return Explanation(
+            label=self.labels[k], class_index=k, probabilities=row['probabilities'], labels=self.labels, mask=row['mask'],
+            magnitude=row['magnitude'], waveform=row['waveform'][None], audio=both[:1], residual=both[1:], gain_db=gain_db,
+            sample_rate=self.sample_rate, hop_length=self.stft.hop_length, domain=self.domain, threshold=threshold, source=source, at_s=at, heard_s=self.classifier.heard_s,
+            probability_masked_in=row['probabilities_in'][k].item(), probability_heard=heard[i, k].item(), probability_masked_out=row['probabilities_out'][k].item(), **rival)
+    return [one(i, k) for i, k in enumerate(parts['target'].tolist())]
 
 # %% ../nbs/11_explain.ipynb #11explainx029
 @patch

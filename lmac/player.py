@@ -10,10 +10,11 @@ import html, io, math
 from functools import cache
 from importlib.resources import files
 
-import numpy as np, torchaudio
+import numpy as np, torch, torchaudio
 from torch import Tensor
 
 from .audio import at_speed, check_speed, data_uri, encode_audio, listening_speed, rms_db, speed_words
+from .spectrogram import HUES, class_tint
 
 # %% ../nbs/02_player.ipynb #02player005
 def _encode_png(pixels, palette=None):
@@ -72,29 +73,45 @@ def _axis(top, unit, n):
     "`n` labels of an axis, evenly spread from 0 to `top`, as HTML"
     return [f"<span>{top * i / (n - 1):.3g}{f' {unit}' if i == n - 1 else ''}</span>" for i in range(n)]
 
+def _layer(png, of):
+    "A layer above the spectrogram, as HTML; `of`: the class that it belongs to, in whose view alone it is seen"
+    return f'<img class="lmac-mask" alt="" src="{data_uri(png, "image/png")}" style="opacity:.7"{of}>'
+
 def _picture(magnitude, mask, alt):
     "The spectrogram as an image, and the shade of the mask (if any) above it, as HTML"
     layers = f'<img class="lmac-spectrogram" alt="{alt}" src="{data_uri(spectrogram_png(magnitude), "image/png")}">'
-    return layers + ('' if mask is None else f'<img class="lmac-mask" alt="" src="{data_uri(_shade_png(mask), "image/png")}" style="opacity:.7">')
+    return layers + ('' if mask is None else _layer(_shade_png(mask), ''))
 
-def _audio_element(name, played, rate, gain, suffix, whole=None):
-    "A sound `(1, time)` under its name, as HTML; `whole`: its samples, if some are lost as it is played"
+def _audio_element(name, played, rate, gain, suffix, whole=None, of='', whose=''):
+    "A sound `(1, time)` under its name, as HTML; `whole`: its samples, if some are lost as it is played; `of`: the class that it belongs to, `whose`: how that is called"
     def source(x): return data_uri(encode_audio(x, rate, suffix), f'audio/{suffix[1:]}')
-    more = '' if whole is None else f'data-all="{source(whole)}" '
-    return (f'<div>{name}<audio controls preload="none" aria-label="{name}" data-name="{name}" data-gain="{gain:.5f}" '
-            f'{more}src="{source(played)}"></audio></div>')
+    label, more = f'{name}, {whose}' if whose else name, '' if whole is None else f' data-all="{source(whole)}"'
+    return (f'<div>{label}<audio controls preload="none" aria-label="{label}" data-name="{name}" data-gain="{gain:.5f}"{of}{more} '
+            f'src="{source(played)}"></audio></div>')
 
 # %% ../nbs/02_player.ipynb #3e601fe6
 SPEEDS = .05, .1, .2, .5, 1, 2, 4, 8, 16 # that a listener can choose
 
-def _audio_elements(sounds, sample_rate, speed, suffix):
-    "Where the rates stand, as attributes, and the sounds `(1, time)` as they are played at a speed, as HTML"
-    played = [at_speed(x, sample_rate, speed) for x in sounds.values()]
-    (first, rate), n = played[0], next(iter(sounds.values())).shape[-1]
+def _audio_elements(rows, sample_rate, speed, suffix):
+    "Where the rates stand, as attributes, and sounds `(name, sound (1, time), *class)` as they are played at a speed, as HTML"
+    played = [at_speed(x, sample_rate, speed) for _, x, *_ in rows]
+    (first, rate), n = played[0], rows[0][1].shape[-1]
     lossy = first.shape[-1] < n  # resampled to a lower rate, for which there was too much of it
-    gains, wholes = matching_gains([x for x, _ in played], rate), sounds.values() if lossy else [None] * len(sounds)
-    elements = [_audio_element(html.escape(name), x, rate, gain, suffix, whole) for name, (x, _), gain, whole in zip(sounds, played, gains, wholes)]
+    elements = [_audio_element(html.escape(name), x, rate, gain, suffix, whole if lossy else None, *of)
+                for (name, whole, *of), (x, _), gain in zip(rows, played, matching_gains([x for x, _ in played], rate))]
     return f'data-rate="{sample_rate if lossy else sample_rate * first.shape[-1] // n}" data-header="{rate}"', ''.join(elements)
+
+# %% ../nbs/02_player.ipynb #3bcae3b3
+def _classes(classes, says):
+    "The control that switches between `classes`, as for `figure_html`, and the layers that they lay over the picture, as HTML; `says`: of all"
+    masks = [mask for _, mask, _ in classes.values()]
+    tint = (255 * class_tint(torch.stack(masks[:len(HUES)]))).round().byte().flip(0).cpu().numpy()  # more than there are hues are seen one by one
+    hues = [*HUES.values(), *[None] * len(masks)]
+    def button(of, says, hue, name):
+        return (f'<button type="button" disabled data-class="{of}" data-says="{says}">' + (f'<i style="background:{hue}"></i>' if hue else '') + f'{name}</button>')
+    switch = [button(i, html.escape(own), hue, name) for i, ((name, (*_, own)), hue) in enumerate(zip(classes.items(), hues))]
+    layers = _layer(_encode_png(tint), ' data-class="all"') + ''.join(_layer(_shade_png(m), f' data-class="{i}" hidden') for i, m in enumerate(masks))
+    return button('all', says, None, 'All in colours') + ''.join(switch), layers
 
 # %% ../nbs/02_player.ipynb #02player013
 def figure_html(
@@ -108,20 +125,27 @@ def figure_html(
     suffix:str='.flac', # audio format; '.wav' is quicker to write
     speed:float=None, # factor at which they are played at first: 0.1 is ten times slower; None: `listening_speed` of the first
     speeds:tuple=SPEEDS, # that a listener can choose; (): none
+    classes:dict=None, # to switch between: name → `(sounds, mask, says)` of each class, whose sounds come after those that all share
 ) -> str: # a `<figure>`; raises `ValueError` for sounds of different lengths, or a speed that is none
     "The player's markup, without script and style"
-    lengths = {len(x[0]) for x in sounds.values()}
+    classes = {html.escape(name): what for name, what in (classes or {}).items()}
+    rows = [(name, x, '', '') for name, x in sounds.items()]
+    rows += [(name, x, f' data-class="{i}"', who) for i, (who, (own, *_)) in enumerate(classes.items()) for name, x in own.items()]
+    lengths = {len(x[0]) for _, x, *_ in rows}
     if len(lengths) != 1: raise ValueError(f"The sounds of a player must be of one length. Found: {', '.join(map(str, sorted(lengths)))} samples.")
     duration_s = lengths.pop() / sample_rate
     speed = listening_speed(next(iter(sounds.values())), sample_rate) if speed is None else check_speed(speed)
-    (rate, audio), choice = _audio_elements(sounds, sample_rate, speed, suffix), ' '.join(f'{x:g}' for x in speeds)
+    (rate, audio), choice = _audio_elements(rows, sample_rate, speed, suffix), ' '.join(f'{x:g}' for x in speeds)
     pace = f'<p class="lmac-pace">Played {speed_words(speed)}.</p>' if speed != 1 else '<p class="lmac-pace" hidden></p>'
+    switch, layers = _classes(classes, html.escape(says)) if classes else ('', '')
     hz, s = ''.join(_axis(sample_rate / 2000, 'kHz', 5)[::-1]), ''.join(_axis(duration_s, 's', 6))
     return (f'<figure class="lmac-player" data-duration="{duration_s}" {rate} data-speed="{speed:g}" data-speeds="{choice}"><figcaption class="lmac-title">{html.escape(title)}</figcaption>'
             f'<div class="lmac-stage"><div class="lmac-hz" aria-hidden="true">{hz}</div>'
-            f'<div class="lmac-view"><div class="lmac-picture">{_picture(magnitude, mask, html.escape(alt))}</div></div>'
-            f'<div class="lmac-s" aria-hidden="true">{s}</div></div><div class="lmac-sounds" role="group" aria-label="Sound"></div>'
-            f'<div class="lmac-tools"></div>{pace}<div class="lmac-plain">{audio}</div><p class="lmac-says" aria-live="polite">{html.escape(says)}</p></figure>')
+            f'<div class="lmac-view"><div class="lmac-picture">{_picture(magnitude, mask, html.escape(alt))}{layers}</div></div>'
+            f'<div class="lmac-s" aria-hidden="true">{s}</div></div><div class="lmac-classes" role="group" aria-label="Class">{switch}</div>'
+            f'<div class="lmac-sounds" role="group" aria-label="Sound"></div>'
+            f'<div class="lmac-tools"></div>{pace}<div class="lmac-plain">{audio}</div><p class="lmac-says" aria-live="polite">{html.escape(says)}</p>'
+            f'<p class="lmac-heard" aria-live="polite"></p></figure>')
 
 # %% ../nbs/02_player.ipynb #02playerx002
 def player_script(

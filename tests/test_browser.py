@@ -313,6 +313,98 @@ def test_audio_elements_play_without_a_script(new_page, tmp_path, name, rate, hz
     assert heard(page, 0) == pytest.approx((hz / 2, -9.03, 4), abs=.6)
 
 
+# several classes
+
+@pytest.fixture(scope="module")
+def several_file(tmp_path_factory):
+    "A page with the player of three classes, and their explanations"
+    from lmac.explain import LMAC
+    scene = make_scene({"dog": 0, "rain": 0}, 3.)
+    found = LMAC.from_pretrained("esc10-sources").explain(scene.waveform, RATE, targets=["dog", "rain", "rooster"])
+    file = tmp_path_factory.mktemp("several")/"report.html"
+    file.write_text(found.report())
+    return file, found
+
+
+def drawn(page): return page.locator(".lmac-view").screenshot()
+
+
+def test_switching_the_class_changes_sound_and_mask_and_keeps_the_position(new_page, several_file):
+    file, found = several_file
+    page = new_page(file.as_uri())
+    by_class, by_sound = page.get_by_role("group", name="Class"), page.get_by_role("group", name="Sound")
+    def heard(): return page.locator(".lmac-heard").inner_text(), page.locator(".lmac-says").inner_text()
+    def press(group, name): group.get_by_role("button", name=name, exact=True).click()
+    assert [b.inner_text() for b in by_class.get_by_role("button").all()] == ["All in colours", "dog", "rain", "rooster"]
+    assert [b.inner_text() for b in by_sound.get_by_role("button").all()] == ["Input", "dog", "rain", "rooster"] and state(page)["class"] == "all"
+    assert page.locator(".lmac-heard").get_attribute("aria-live") == "polite" and heard() == ("Heard: Input", found.sentence())
+    act(page, "seek(1.25)")
+    pictures = {"all": drawn(page)}
+    press(by_sound, "rain")
+    assert heard()[0] == "Heard: Explanation, rain" and drawn(page) == pictures["all"]
+    for k, ex in enumerate(found):
+        press(by_class, ex.label)
+        pictures[ex.label], now = drawn(page), state(page)
+        assert heard() == (f"Heard: Explanation, {ex.label}", ex.sentence()) and (now["class"], now["position"]) == (str(k), pytest.approx(1.25))
+        assert [b.inner_text() for b in by_sound.get_by_role("button").all()] == ["Input", "Explanation", "Residual"]
+        assert [b.inner_text() for b in page.get_by_role("button", pressed=True).all()] == [ex.label, "Explanation"]
+        np.testing.assert_allclose(samples(page, now["current"]), ex.audio[0], atol=2**-14)
+    assert len(set(pictures.values())) == 4
+    press(by_sound, "Residual")
+    by_class.get_by_role("button", name="rooster").press("c")   # round to all in colours, where each class has one sound
+    assert heard()[0] == "Heard: Explanation, rooster" and drawn(page) == pictures["all"]
+    page.locator(".lmac-view").press("1")
+    press(by_class, "rain")
+    assert heard() == ("Heard: Input", found["rain"].sentence())   # the input stays the input
+    np.testing.assert_allclose(samples(page, state(page)["current"]), found[0].waveform[0], atol=2**-14)
+    page.locator(".lmac-view").press("3")
+    assert heard()[0] == "Heard: Residual, rain"
+
+
+def test_classes_while_it_plays_and_with_the_keyboard(new_page, several_file):
+    page = new_page(several_file[0].as_uri())
+    act(page, "play()")
+    page.wait_for_function("document.querySelector('.lmac-player').lmac.state.position > .4")
+    before = state(page)["position"]
+    button = page.get_by_role("group", name="Class").get_by_role("button", name="rain", exact=True)
+    button.focus()
+    button.press("Enter")
+    button.press("2")
+    after = state(page)
+    assert after["playing"] and after["label"] == "Explanation, rain" and 0 <= after["position"] - before < 1
+    act(page, "pause()")
+    with page.expect_download() as info: page.get_by_role("button", name="Download").click()
+    assert info.value.suggested_filename == "explanation-rain.wav"
+
+
+def test_several_classes_on_a_telephone_for_all(browser, several_file):
+    (several_file[0].parent/"favicon.ico").touch()   # browsers ask for it
+    with served(several_file[0].parent) as address: assert not (problems := page_problems(browser, f"{address}/report.html")), "\n".join(problems)
+
+
+def test_from_one_class_to_several_and_back(new_page, player_file, several_file):
+    "As a widget does it: the figure stays, what it holds is replaced"
+    file, found = several_file
+    page = new_page(player_file[0].as_uri())
+    one = page.locator(".lmac-player").evaluate("e => e.outerHTML")
+    def names(group): return [b.inner_text() for b in page.locator(f".lmac-{group} button").all()]
+    before = names("sounds")
+    for _ in range(2):
+        page.evaluate("html => document.querySelector('.lmac-player').lmac.update(html)", found.player_figure())
+        assert names("classes") == ["All in colours", *found.targets] and names("sounds") == ["Input", *found.targets]
+        page.get_by_role("group", name="Class").get_by_role("button", name="rooster").click()
+        page.evaluate("html => document.querySelector('.lmac-player').lmac.update(html)", one)
+        assert names("classes") == [] and names("sounds") == before and page.locator(".lmac-heard").inner_text() == "" and state(page)["class"] is None
+        page.locator(".lmac-view").press("c")   # no class to switch to
+        assert state(page)["current"] == 0
+
+
+def test_several_classes_without_scripts(new_page, several_file):
+    page = new_page(several_file[0].as_uri(), java_script_enabled=False)
+    assert page.locator("audio").count() == 7 and page.get_by_role("button", name="rooster").is_visible()   # a legend, at least
+    assert page.locator(".lmac-mask:visible").count() == 1
+
+
 # the study
 
 @pytest.fixture(scope="module")

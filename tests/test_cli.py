@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile as sf
 import torch
@@ -57,7 +58,7 @@ def shell_run(script, environment, *argv, cwd=None):
     return Run(found.returncode, found.stdout, found.stderr)
 
 @pytest.mark.parametrize('command, words', [
-    ('lmac-explain', ['[audio]', '--out', '--explainer', '--binary', '--threshold', '--target', '--long', '--native_rate', '--speed', '--time_expansion', 'slower', 'folder', 'Hugging Face', 'esc10', 'report.html', 'timeline.csv']),
+    ('lmac-explain', ['[audio]', '--out', '--explainer', '--binary', '--threshold', '--target', 'dog,rain', '--top', '--long', '--native_rate', '--speed', '--time_expansion', 'slower', 'folder', 'Hugging Face', 'esc10', 'report.html', 'timeline.csv']),
     ('lmac-train', ['{classifier,explainer,finetune,l2i}', '--out', '--config', '--classifier', '--explainer', '--share_classifier', '--data',
                     '--epochs', '--seed', '--mixed_precision', 'interrupted', 'urbansound8k']),
     ('lmac-evaluate', ['[explainer]', '--data', '--folds', '--out', '--costs', 'Fid-In', 'esc10'])])
@@ -118,6 +119,58 @@ def test_target(tmp_path, explain, explainer, dog):
     before = contents(tmp_path)
     explain(dog, '--target', 'violin').failed("no class 'violin'. Its classes: bell, rain, saw")
     assert contents(tmp_path) == before
+
+@pytest.fixture(scope='module')
+def commas(tmp_path_factory):
+    "A folder with an explainer whose classes have commas in their names"
+    torch.manual_seed(0)
+    classifier = TappedClassifier(Cnn14(3, width=4, n_mels=40, max_width=32), LogMel(n_mels=40), ['conv_block2', 'conv_block5'], ['Speech, human', 'Speech', 'Dog'], 16000, duration_s=1.)
+    return LMAC(classifier, MaskDecoder.for_classifier(classifier, STFT(), channels=8, head_channels=4), STFT()).save_pretrained(tmp_path_factory.mktemp('commas'))
+
+@pytest.mark.parametrize('args, labels', [(['--target', 'Speech, human'], 'Speech, human'), (['--target', 'Dog'], 'Dog'), (['--target', 'Dog,Speech, human'], ['Dog', 'Speech, human']),
+                                          (['--target', 'Speech, Dog'], ['Speech', 'Dog'])], ids=str)
+def test_names_with_commas(tmp_path, shell, commas, dog, args, labels):
+    "The longest name that there is wins before the text is split"
+    shell('lmac-explain', dog, '--explainer', commas, '--out', 'results', *args).ok()
+    numbers = json.loads((tmp_path/'results/explanation.json').read_text())
+    assert (numbers['label'] if isinstance(labels, str) else [row['label'] for row in numbers['classes']]) == labels
+
+def test_several_classes(tmp_path, explain, explainer, dog):
+    lmac = LMAC.from_pretrained(explainer)
+    run = explain(dog, '--target', 'saw,bell', '--out', 'named').ok()
+    numbers = json.loads((tmp_path/'named/explanation.json').read_text())
+    assert names(tmp_path/'named') == sorted(['explanation.json', 'mask.png', 'report.html', *(f for row in numbers['classes'] for f in row['files'])])
+    for row, name in zip(numbers['classes'], ['saw', 'bell']):
+        assert row['label'] == name and row['probability_heard'] == pytest.approx(lmac.explain(dog, target=name).probability_heard, abs=1e-5)
+    assert run.out.count('The classifier says') == 1 and "'saw' has" in run.out and 'named/report.html in a browser' in run.out
+    explain(dog, '--top', '2', '--binary', '--native-rate', '--out', 'top').ok()
+    numbers = json.loads((tmp_path/'top/explanation.json').read_text())
+    assert [row['label'] for row in numbers['classes']] == list(numbers['probabilities'])[:2] and numbers['threshold'] == .5
+    explain('--top', '3', '--out', 'scene').ok()
+    assert {f'explanation-{name}.wav' for name in LABELS} < set(names(tmp_path/'scene'))
+
+@pytest.mark.parametrize('args, message', [(['--target', 'saw,violin'], "no class 'violin'. Its classes: bell, rain, saw"), (['--target', 'saw,'], "no class ''. Its"), (['--target', 'saw,bell,saw'], 'each class once. Found twice: saw'),
+                                           (['--top', '0'], '1 to 3.*Found: 0'), (['--top', '4'], 'Found: 4'), (['--target', 'saw', '--top', '2'], "with --top. Found both: 'saw' and 2"),
+                                           (['--target', 'saw,bell', '--contrast', 'bell'], "another than the target. Found: 'bell' twice"), (['--top', '2', '--long'], 'in windows, with one class at a time')], ids=str)
+def test_several_classes_that_cannot_be(tmp_path, explain, dog, args, message):
+    before = contents(tmp_path)
+    explain(dog, *args).failed(message)
+    explain('--top', 'many').misused("top.*'many'")
+    assert contents(tmp_path) == before
+
+def test_several_classes_of_a_folder(tmp_path, explain):
+    (tmp_path/'sounds').mkdir()
+    for name in ('dog', 'rain'): save_audio(tmp_path/f'sounds/{name}.wav', make_scene({name: 0}, .5).waveform, 16000)
+    (tmp_path/'sounds/text.wav').write_text('not audio')
+    def again(*args): return explain('sounds', '--out', 'results', *args).failed('1 of 3 recordings could not be explained: text.wav', lines=None).out
+    assert again('--target', 'saw,bell').count('The classifier says') == 2
+    table = pd.read_csv(tmp_path/'results/explanations.csv')
+    assert table.recording.tolist() == ['dog.wav', 'dog.wav', 'rain.wav', 'rain.wav', 'text.wav'] and table.label.tolist()[:4] == ['saw', 'bell'] * 2
+    assert table.error.notna().tolist() == [False] * 4 + [True] and not {'classes', 'files', 'probabilities'} & set(table)
+    for row in table[:4].itertuples(): assert row.probability_heard in [r['probability_heard'] for r in json.loads((tmp_path/f'results/{row.explanation}/explanation.json').read_text())['classes']]
+    assert '2 of 3 had been explained before' in again('--target', 'saw, bell')  # the same classes, written otherwise
+    assert 'before' not in again('--top', '2') and 'before' not in again('--target', 'saw') and '2 of 3' in again('--target', 'saw')
+    assert explain('results', '--out', 'more').failed('No audio file').out == ''  # sounds of explanations are no recordings
 
 def write_broken(folder):
     good = save_audio(folder/'good.wav', make_scene({'siren': 0}, 1.).waveform, 16000).read_bytes()

@@ -19,6 +19,7 @@ from lmac.audio import load_audio, make_scene, resample, save_audio
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
+from lmac.explanation import Explanations
 from lmac.pretrained import sha256_of
 from lmac.pretrained import load_classifier, save_classifier
 from lmac.player import player_script, static
@@ -563,3 +564,101 @@ def test_a_decoder_that_is_not_told_the_class(tmp_path, explainer):
     assert torch.equal(plain.attribute(magnitude), plain.attribute(magnitude, target=decided))
     with pytest.raises(ValueError, match='is class-agnostic'): plain.attribute(magnitude, target=(decided + 1) % 3)
     with pytest.raises(ValueError, match='is class-agnostic'): plain.explain(torch.zeros(1, 16000), 16000, target=(plain.classify(torch.zeros(1, 16000), 16000).argmax().item() + 1) % 3)
+
+
+# ---- several classes at once ----
+
+NUMBERS = 'probability', 'probability_masked_in', 'probability_masked_out', 'probability_heard', 'kept', 'gain_db'
+
+def check_together(together, alone):
+    "The same numbers, masks and sounds as one by one"
+    assert isinstance(together, Explanations) and together.targets == [ex.label for ex in alone]
+    for a, b in zip(together, alone):
+        assert (a.class_index, a.predicted_label, a.contrast, a.threshold, a.verdict) == (b.class_index, b.predicted_label, b.contrast, b.threshold, b.verdict)
+        for name in NUMBERS: assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-5), name
+        assert (a.contrast_heard is None) == (b.contrast_heard is None) and (a.contrast is None or a.contrast_heard == pytest.approx(b.contrast_heard, abs=1e-5))
+        for name in ('mask', 'audio', 'residual', 'probabilities', 'magnitude', 'waveform'): torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=1e-5, rtol=0)
+
+@pytest.mark.parametrize('options', [{}, dict(threshold=.5), dict(contrast='rain')], ids=str)
+def test_together_as_one_by_one(is_class_conditional, scene, options):
+    names = ['saw', 'bell']
+    together = is_class_conditional.explain(scene.waveform, 16000, targets=['saw', 0], **options)
+    check_together(together, [is_class_conditional.explain(scene.waveform, 16000, target=name, **options) for name in names])
+    if not options: assert (together[0].mask - together[1].mask).abs().max() > 1e-3
+    for name in ('magnitude', 'waveform', 'probabilities'): assert getattr(together[0], name).data_ptr() == getattr(together[1], name).data_ptr(), name  # kept once
+
+@pytest.mark.parametrize('multi_label', [False, True])
+def test_the_likeliest_of_many(scene, multi_label):
+    explainer = small_explainer(multi_label=multi_label)
+    p = explainer.classify(scene.waveform, 16000)[0]
+    ranked = [LABELS[k] for k in p.argsort(descending=True)]
+    for n in (1, 2, 3): check_together(explainer.explain(scene.waveform, 16000, targets=n), [explainer.explain(scene.waveform, 16000, target=name) for name in ranked[:n]])
+    assert multi_label == (abs(p.sum().item() - 1) > 1e-3)
+
+def test_one_pass_for_the_input_and_one_for_all_parts(monkeypatch, is_class_conditional, scene):
+    passes, drawn, draw = [], [], is_class_conditional.fast_decoder.forward
+    def count(module, inputs, output): passes.append(len(inputs[0]))
+    monkeypatch.setattr(is_class_conditional.fast_decoder, 'forward', lambda maps, *args: (drawn.append([len(m) for m in maps]), draw(maps, *args))[1])
+    handle = is_class_conditional.classifier.model.register_forward_hook(count)
+    try: is_class_conditional.explain(scene.waveform, 16000, targets=3)
+    finally: handle.remove()
+    assert passes == [1, 6, 3] and drawn == [[1, 1, 1]]  # the input; parts and rests; what is heard. The decoder's pyramid is that of one clip
+
+def test_several_classes_of_several_clips(tmp_path, is_class_conditional):
+    clips = torch.stack([make_scene({name: 0}, 1.).waveform for name in ('dog', 'rain')])
+    paths = [save_audio(tmp_path/f'{i}.wav', clip, 16000, subtype='FLOAT') for i, clip in enumerate(clips)]
+    batch, files = (is_class_conditional.explain(x, 16000, targets=['rain', 'bell']) for x in (clips, paths))
+    for clip, a, b, path in zip(clips, batch, files, paths):
+        check_together(a, [is_class_conditional.explain(clip, 16000, target=name) for name in ('rain', 'bell')])
+        assert b.source == str(path) == b[1].source and torch.equal(a[1].mask, b[1].mask)
+
+def test_a_class_alone_and_one_among_several(is_class_conditional, scene):
+    found = is_class_conditional.explain(scene.waveform, 16000, targets=['saw', 'rain', 'bell'])
+    assert (len(found), found['rain'] is found[1], found[-1].label, found[:2].targets) == (3, True, 'bell', ['saw', 'rain'])
+    assert 'saw' in found and 'dog' not in found and [ex.label for ex in found] == ['saw', 'rain', 'bell']
+    found.source = 'a.wav'
+    assert {ex.source for ex in found} == {found.summary()['source']} == {'a.wav'}
+    with pytest.raises(KeyError, match='saw, rain, bell'): found['dog']
+    with pytest.raises(IndexError): found[3]
+    silent = is_class_conditional.explain(torch.zeros(1, 16000), 16000, targets=2)
+    assert 'silent' in repr(silent) and silent.summary()['silent'] is True and silent.report()
+
+@pytest.mark.parametrize('targets, message', [
+    (0, '1 to 3.*Found: 0'), (-1, 'Found: -1'), (4, 'Found: 4'), (True, 'Found: True'), ([], r'Found: \[\]'), ('bell', "a list of names.*Found: 'bell'"), (1.5, 'Found: 1.5'), ({'bell': 1}, 'a list'),
+    (['bell', 'violin'], "no class 'violin'. Its classes: bell, rain, saw"), ([0, 3], 'no class 3. Its classes'), ([True], 'no class True'), (['bell', 'rain', 0], 'once. Found twice: bell'), ([1, 1], 'Found twice: rain')], ids=str)
+def test_targets_that_are_none(is_class_conditional, scene, targets, message):
+    with pytest.raises(ValueError, match=message) as error: is_class_conditional.explain(scene.waveform, 16000, targets=targets)
+    assert '\n' not in str(error.value)
+
+def test_targets_that_do_not_go_with_the_rest(is_class_conditional, scene):
+    with pytest.raises(ValueError, match="one class as target, or several as targets. Found: target='bell' and targets=2"):
+        is_class_conditional.explain(scene.waveform, 16000, target='bell', targets=2)
+    with pytest.raises(ValueError, match="must be another than the target. Found: 'rain' twice"):
+        is_class_conditional.explain(scene.waveform, 16000, targets=['bell', 'rain'], contrast='rain')
+    plain = LMAC(is_class_conditional.classifier, MaskDecoder(**is_class_conditional.decoder.config | dict(n_classes=None)), is_class_conditional.stft)
+    with pytest.raises(ValueError, match='class-agnostic: it has one mask, of the predicted class'): plain.explain(scene.waveform, 16000, targets=1)
+
+def test_files_and_report_of_several_classes(tmp_path):
+    names = ['Speech, human', 'speech human', '<b>/..']
+    explainer = small_explainer(labels=names)
+    found = explainer.explain(make_scene({'dog': 0}, 1.).waveform, 16000, targets=names)
+    found.save(tmp_path/'out')
+    numbers = json.loads((tmp_path/'out/explanation.json').read_text())
+    assert numbers == json.loads(json.dumps(found.summary())) and list(numbers['probabilities'])[0] == numbers['predicted_label']
+    assert [(row['label'], row['probability_heard'], row['verdict']) for row in numbers['classes']] == [(ex.label, ex.probability_heard, ex.verdict) for ex in found]
+    assert numbers['classes'][2]['files'] == ['explanation-2-b.wav', 'residual-2-b.wav', 'mask-2-b.png'] and len({f.lower() for row in numbers['classes'] for f in row['files']}) == 9
+    assert {p.name for p in (tmp_path/'out').iterdir()} == {'explanation.json', 'report.html', 'mask.png', *(f for row in numbers['classes'] for f in row['files'])}
+    for row, ex in zip(numbers['classes'], found):
+        for file, sound in zip(row['files'], (ex.audio, ex.residual)): assert (load_audio(tmp_path/'out'/file)[0] - sound).abs().max() <= 2**-15
+        assert (tmp_path/'out'/row['files'][2]).read_bytes() == ex.png()
+    page = (tmp_path/'out/report.html').read_text()
+    assert page.count('data:audio/flac') == 7 and page.count('<script') == 1 and '<b>' not in page and page.count('<div') == page.count('</div>') and page.count('<table') == page.count('</table>')
+    assert not re.search(r'https?:|//\w|@import|url\(|<link|<iframe', re.sub(r'data:[\w/]+;base64,[\w+/=]+', '', page))
+    assert all(f'{ex.probability_heard:.3f}' in page for ex in found)
+
+def test_more_classes_than_hues():
+    explainer = small_explainer(labels=[f'class {k}' for k in range(9)])
+    found = explainer.explain(make_scene({'dog': 0}, 1.).waveform, 16000, targets=9)
+    assert len(found.figure().axes) == 10 and [text.get_text() for text in found.figure().axes[0].get_legend().get_texts()] == found.targets[:7]
+    page = found.player_figure()
+    assert page.count('<button') == 10 and page.count('<i style="background:#') == 7 and page.count('class="lmac-mask"') == 10

@@ -98,6 +98,9 @@ def test_scores_with_frames(model, layout):
     for pool in ('mean', 'logsumexp'): assert explainer(copy.deepcopy(model), labels=list('abc'), pool=pool).classify(NOISE, RATE).sum().item() == pytest.approx(1)
     then = explain(lmac, at=(.5, .6))
     assert then.mask.any(0).sum() < lmac.stft.n_frames(2 * RATE) / 2 and 'from 0.50 to 0.60 s' in then.sentence()
+    together = explain(lmac, at=(.5, .6), targets=['c', 'a'])  # a gradient of each class, from one pass
+    for ex in together: torch.testing.assert_close(ex.mask, explain(lmac, at=(.5, .6), target=ex.label).mask, atol=1e-5, rtol=0)
+    assert 'from 0.50 to 0.60 s' in together.sentence() and together[0].at_s == (.5, .6)
 
 
 def test_frames_that_nobody_can_tell():

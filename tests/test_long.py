@@ -287,6 +287,19 @@ def test_a_clip_at_its_own_rate(explainer, rate, threshold):
     found, s = stream(explainer, x[0].split(1234), rate, native_rate=True, threshold=threshold)
     if threshold is None: assert torch.allclose(found*10**(own.gain_db/20), torch.cat([own.audio, own.residual]), atol=1e-4)
 
+@pytest.mark.parametrize('threshold', [None, .5])
+def test_several_classes_at_its_own_rate(explainer, threshold, tmp_path):
+    x = make_scene({'siren': 0, 'rain': -10}, .4, 22050).waveform
+    both = at_native_rate(explainer, x, 22050, threshold=threshold, targets=['siren', 'rain'])
+    assert both.targets == ['siren', 'rain'] and both[0].magnitude is both[1].magnitude and both[0].waveform is both[1].waveform
+    for ex in both:
+        alone = at_native_rate(explainer, x, 22050, ex.label, threshold)
+        for name in ('mask', 'audio', 'residual', 'magnitude'): torch.testing.assert_close(getattr(ex, name), getattr(alone, name), atol=1e-4, rtol=0)
+        assert ex.probability_heard == pytest.approx(alone.probability_heard, abs=1e-5) and ex.sample_rate == 22050
+    assert at_native_rate(explainer, x, 22050, targets=1).targets == [at_native_rate(explainer, x, 22050).label] == at_native_rate(explainer, x[:, :6400], 16000, targets=1).targets
+    file = save_audio(tmp_path/'a.wav', x, 22050)
+    assert {ex.source for ex in at_native_rate(explainer, file, targets=2)} == {str(file)}
+
 def test_own_rate_says_what_is_wrong(explainer, tmp_path):
     with pytest.raises(ValueError, match='needs its sample rate'): at_native_rate(explainer, noise(100))
     with pytest.raises(ValueError, match='One recording at a time'): at_native_rate(explainer, noise(100)[None], 44100)

@@ -201,6 +201,20 @@ def test_it_follows_what_the_mask_lets_through(for_bats, bat):
     ex.audio, ex.residual = sound, clip - sound
     assert listening_speed(clip, BAT_HZ) == 1 and ex.playing_speed == .1
 
+def test_several_classes_of_a_bat_are_heard_at_one_speed(for_bats, bat, tmp_path):
+    found = for_bats.explain(bat, BAT_HZ, targets=['call', 'none'])
+    sounds = embedded(found.player())
+    assert found.playing_speed == found.summary()['playing_speed'] == .1 and {rate for _, rate in sounds} == {25600} and len(sounds) == 5
+    assert all(heard(*x)[0] == pytest.approx(4000, abs=10) for x in sounds)
+    found.save(tmp_path)
+    names = {row['label']: row['files'] for row in json.loads((tmp_path/'explanation.json').read_text())['classes']}
+    assert names['none'] == ['explanation-none.wav', 'residual-none.wav', 'explanation-none-10x-slower.wav', 'residual-none-10x-slower.wav', 'mask-none.png']
+    assert {p.name for p in tmp_path.glob('*-*')} == {*names['call'], *names['none']}
+    assert [load_audio(tmp_path/name)[1] for name in names['call'][:4]] == [BAT_HZ, BAT_HZ, 25600, 25600]
+    found.speed = 1
+    found.save(tmp_path)   # over the other: what was slower is gone
+    assert found['none'].speed == 1 and not list(tmp_path.glob('*slower*'))
+
 @pytest.mark.parametrize('suffix', ['.wav', '.flac'])
 def test_long_recordings_have_copies_to_be_heard(for_bats, bat, tmp_path, suffix):
     path = with_chunks(tmp_path/'a.wav', bat.repeat(1, 3), 25600, guano(10))
@@ -237,7 +251,9 @@ def test_the_command_line(bat, tmp_path, commands):
     assert load_audio(tmp_path/'out/explanation-10x-slower.wav')[1] == 25600 and load_audio(tmp_path/'out/explanation.wav')[1] == BAT_HZ
     explain('lies', '--time_expansion', '10', '--out', 'many', '--speed', '.05').ok()
     assert heard(*load_audio(tmp_path/'many/bat/explanation-20x-slower.wav'))[0] == pytest.approx(2000, abs=10)
-    explain('many').failed('No audio file')   # explanations are not explained
+    both = explain('bat.wav', '--top', '2', '--out', 'both').ok()
+    assert 'Played 10 times slower: both/explanation-call-10x-slower.wav, both/explanation-none-10x-slower.wav' in both.out
+    for folder in ('many', 'both'): explain(folder).failed('No audio file')   # explanations are not explained
     explain('lies', '--time_expansion', '0').failed('between 0.001 and 1000')
     explain('lies/bat.wav', '--speed', '0', '--long').failed('between 0.01 and 100')
 

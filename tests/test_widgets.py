@@ -180,6 +180,14 @@ def test_every_form_stands_alone(why, make):
     assert "<rain>" not in page
 
 
+def test_a_player_of_several_classes(lmac, scene):
+    several = lmac.explain(scene.waveform, 16000, targets=["dog", "rain"])
+    (player := Player()).play(several, scene.sources, title="two classes")
+    assert re.findall(r'<button.*?>([\w ]+)</button>', player.html) == ["All in colours", "dog", "rain"] and "two classes" in player.html
+    assert re.findall('data-name="(.*?)"', player.html) == ["Input", "Dog alone", "Rain alone", *["Explanation", "Residual"] * 2]
+    assert player.static().count("data:audio/flac") == 7
+
+
 def test_an_empty_player_has_a_form():
     assert "lmac-player" in Player().static()
 

@@ -83,7 +83,7 @@ def explain(self:ExplanationSession,
     mask = mask.to(self.magnitude.device)
     parts = self.explainer.apply_and_resynthesize(self.magnitude, self.phase, mask, self.waveform.shape[-1])
     parts |= dict(target=torch.tensor([self.class_index]), waveform=self.waveform, magnitude=self.magnitude, mask=mask, probabilities=self.probabilities)
-    return replace(self.explainer.make_explanation({k: v[0].cpu() for k, v in parts.items()}, threshold, self.name), speed=self.speed)
+    return replace(self.explainer.make_explanations(parts, threshold, self.name)[0], speed=self.speed)
 
 # %% ../../nbs/listen/widgets.ipynb #12widgets009
 class StaticForm:
@@ -102,7 +102,7 @@ class Player(StaticForm, anywidget.AnyWidget):
     brush = traitlets.Bool(False, help='whether one can paint on the picture').tag(sync=True)
 
     def play(self,
-        ex:Explanation, # what is played
+        ex:Explanation, # what is played; `Explanations` of several classes, too
         sources:dict=None, # known sources, name → waveform
         **kwargs, # as for `figure_html`
     ):

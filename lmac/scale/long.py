@@ -31,7 +31,7 @@ from ..audio import (AUDIO_FORMATS, check_audio_file, check_complete, check_samp
                         listening_speed, load_audio, playable_rate, resample_ratio, speed_words, to_mono, true_rate)
 from ..decoder import band_to_bin
 from ..explain import LMAC
-from ..explanation import STYLE, Explanation, drop_copies, judge, speed_suffix
+from ..explanation import STYLE, Explanation, Explanations, drop_copies, judge, speed_suffix
 from ..masking import apply_mask, binarize
 from ..player import figure_html, player_script
 from ..pretrained import write_files, write_together
@@ -407,6 +407,19 @@ def masked_spectra(
     return torch.stack([spectrum * (apply_mask(magnitude, m, domain) / whole) for m in (mask, 1 - mask)])
 
 # %% ../../nbs/scale/long.ipynb #08long058
+def _at_rate(explainer, explanations, waveform, rate): # a list
+    "Explanations of one recording `waveform` `(1, time)` with sounds, spectrogram and masks at its own rate"
+    device, own = explainer.device, native_stft(explainer.stft, explainer.sample_rate, rate)
+    spectrum, grid = torch.polar(*own(waveform[0].to(device))), MaskGrid(explainer.stft, explainer.sample_rate, own, rate)
+    masks = [grid(ex.mask.to(device), 0, torch.arange(spectrum.shape[1], device=device)) for ex in explanations]
+    if explanations[0].threshold is not None: masks = [binarize(mask) for mask in masks]
+    scale = (explainer.stft.window.sum() / own.window.sum()).item()
+    sounds = [fit_peak(SoundStream(own).push(masked_spectra(spectrum, mask, explainer.domain, scale), waveform.shape[-1]).cpu()) for mask in masks]
+    heard, magnitude = explainer.classify(torch.stack([both[:1] for both, _ in sounds]), rate), scale * spectrum.abs().cpu()
+    return [replace(ex, mask=mask.cpu(), magnitude=magnitude, waveform=waveform, audio=both[:1], residual=both[1:], sample_rate=rate, hop_length=own.hop_length,
+                    gain_db=gain_db, probability_heard=p[ex.class_index].item(), contrast_heard=p[ex.labels.index(ex.contrast)].item() if ex.contrast else None)
+            for ex, mask, (both, gain_db), p in zip(explanations, masks, sounds, heard)]
+
 @torch.inference_mode()
 def at_native_rate(
     explainer:LMAC, # what explains
@@ -416,24 +429,17 @@ def at_native_rate(
     threshold:float=None, # round the mask at this; None leaves it soft
     contrast=None, # contrast class, its name or index: what supports the target but not this class
     time_expansion:float=None, # how many times slower than life a file is; None: as its metadata say, see `load_audio`
-) -> Explanation: # sounds, spectrogram and mask at the recording's rate
+    targets=None, # several classes at once, as for `LMAC.explain`
+) -> Explanation: # with sounds, spectrogram and mask at the recording's rate; with `targets`, `Explanations`
     "Explain as `LMAC.explain` does, and hear it at the recording's own sample rate; raises as that"
     source = str(audio) if isinstance(audio, (str, Path)) else None
     if source: audio, sample_rate = load_audio(audio, time_expansion=time_expansion)
     elif sample_rate is None: raise ValueError("A waveform needs its sample rate: at_native_rate(explainer, waveform, sample_rate). Found: None.")
-    waveform, rate, device = to_mono(_check_block(audio)), check_sample_rate(sample_rate), explainer.device
-    heard = replace(explainer.explain(waveform, rate, target, threshold, contrast, time_expansion=None if source else time_expansion), source=source)
-    if rate == explainer.sample_rate: return heard
-    own = native_stft(explainer.stft, explainer.sample_rate, rate)
-    spectrum = torch.polar(*own(waveform[0].to(device)))
-    mask = MaskGrid(explainer.stft, explainer.sample_rate, own, rate)(heard.mask.to(device), 0, torch.arange(spectrum.shape[1], device=device))
-    if threshold is not None: mask = binarize(mask)
-    scale = (explainer.stft.window.sum() / own.window.sum()).item()
-    both, gain_db = fit_peak(SoundStream(own).push(masked_spectra(spectrum, mask, explainer.domain, scale), waveform.shape[-1]).cpu())
-    p = explainer.classify(both[:1], rate)[0]
-    contrast_heard = {} if heard.contrast is None else dict(contrast_heard=p[heard.labels.index(heard.contrast)].item())
-    return replace(heard, mask=mask.cpu(), magnitude=scale * spectrum.abs().cpu(), waveform=waveform, audio=both[:1], residual=both[1:],
-                   sample_rate=rate, hop_length=own.hop_length, gain_db=gain_db, probability_heard=p[heard.class_index].item(), **contrast_heard)
+    waveform, rate = to_mono(_check_block(audio)), check_sample_rate(sample_rate)
+    found = explainer.explain(waveform, rate, target, threshold, contrast, time_expansion=None if source else time_expansion, targets=targets)
+    found = [replace(ex, source=source) for ex in ([found] if targets is None else found)]
+    if rate != explainer.sample_rate: found = _at_rate(explainer, found, waveform, rate)
+    return found[0] if targets is None else Explanations(found)
 
 # %% ../../nbs/scale/long.ipynb #08long062
 class _NativeRate:

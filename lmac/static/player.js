@@ -3,15 +3,16 @@
 // The figure is plain HTML made by `lmac.player.figure_html` and works without this script, as a picture with audio elements.
 // The script takes the sounds out of these elements, plays all of them at once, in step to the sample, and lets one be heard. So the
 // position survives a switch by construction. Sounds may be played slower or faster than they were recorded (`data-speed`); all times here are
-// those of the recording, but for those of the audio clock. `lmacPlayer(figure)` returns what a widget or a test needs to drive it.
+// those of the recording, but for those of the audio clock. Where there are several classes, each brings sounds and a layer of the picture of its own, and
+// one class, or all in colours, is chosen at a time. `lmacPlayer(figure)` returns what a widget or a test needs to drive it.
 function lmacPlayer(figure) {
   if (figure.lmac) return figure.lmac
   const $ = (selector) => figure.querySelector(selector)
   const view = $('.lmac-view'), buttons = $('.lmac-sounds'), tools = $('.lmac-tools')
   const FADE = 0.008                                        // seconds, against clicks
-  let context, recorded = [], buffers = [], nodes = [], names = [], levels = []
+  let context, recorded = [], buffers = [], nodes = [], names = [], levels = [], owners = []   // owners: the class of each sound, undefined for those of all
   let speed = +(figure.dataset.speed ?? 1), chosen = false  // as recorded: 1
-  let current = 0, playing = false, startedAt = 0, offset = 0, loop = null, matched = true, ready = null, frame = 0
+  let current = 0, shownClass = 'all', playing = false, startedAt = 0, offset = 0, loop = null, matched = true, ready = null, frame = 0
 
   const element = (tag, attributes = {}, ...children) => {
     const e = document.createElement(tag)
@@ -84,6 +85,22 @@ function lmacPlayer(figure) {
     return clamp(t)
   }
 
+  // classes
+
+  const classes = () => [...figure.querySelectorAll('.lmac-classes button')]
+  const audible = () => names.map((_, k) => k).filter((k) => !owners[k] || owners[k] === shownClass || (shownClass === 'all' && owners.indexOf(owners[k]) === k))
+  const className = (c) => classes().find((b) => b.dataset.class === c)?.textContent
+  const label = (k) => (owners[k] ? `${names[k]}, ${className(owners[k])}` : names[k] ?? '')
+  function show(c) {                                        // a class's layer, sentence and sounds; of all classes, the first sound of each
+    shownClass = c
+    figure.dataset.shown = classes().length ? c : ''
+    for (const layer of figure.querySelectorAll('.lmac-mask[data-class]')) layer.hidden = layer.dataset.class !== c
+    const says = classes().find((b) => b.dataset.class === c)?.dataset.says
+    if (says !== undefined) $('.lmac-says').textContent = says
+    buttons.replaceChildren(...audible().map((k, i) => element('button', { type: 'button', title: `key ${i + 1}`, 'data-sound': k, onclick: () => choose(k) },
+      c === 'all' && owners[k] ? className(owners[k]) : names[k])))
+  }
+
   // what a listener can do
 
   async function play() {
@@ -114,9 +131,20 @@ function lmacPlayer(figure) {
   function choose(k) {
     if (k < 0 || k >= names.length) return
     current = k
+    if (!audible().includes(k)) show(owners[k])
     fade()
     render()
     figure.dispatchEvent(new CustomEvent('lmac-sound', { detail: k, bubbles: true }))
+  }
+  function select(c) {                                      // another class: the input stays the input, an explanation becomes that of the class
+    const was = owners[current], name = names[current]
+    show(c)
+    if (was) current = audible().find((k) => owners[k] && (c === 'all' ? owners[k] === was : names[k] === name)) ?? audible().find((k) => owners[k]) ?? 0
+    choose(current)
+  }
+  function nextClass() {
+    const all = classes().map((b) => b.dataset.class)
+    select(all[(all.indexOf(shownClass) + 1) % all.length])
   }
   function fade() {
     nodes.forEach(({ gain }, k) => gain.gain.setTargetAtTime(level(k), context.currentTime, FADE / 3))
@@ -142,8 +170,7 @@ function lmacPlayer(figure) {
     speed = value
   }
   function setOpacity(value) {
-    const mask = $('.lmac-mask')
-    if (mask) mask.style.opacity = value
+    for (const mask of figure.querySelectorAll('.lmac-mask')) mask.style.opacity = value
     if (opacity) opacity.value = value
   }
   function wav() {                                          // what is heard, as 16-bit PCM
@@ -160,7 +187,7 @@ function lmacPlayer(figure) {
   async function download() {
     await decode()
     const url = URL.createObjectURL(wav())
-    element('a', { href: url, download: `${[names[current], ...(speed === 1 ? [] : [words(speed)])].join(' ').toLowerCase().replace(/[^a-z0-9]+/g, '-')}.wav` }).click()
+    element('a', { href: url, download: `${[label(current), ...(speed === 1 ? [] : [words(speed)])].join(' ').toLowerCase().replace(/[^a-z0-9]+/g, '-')}.wav` }).click()
     setTimeout(() => URL.revokeObjectURL(url), 1000)
   }
 
@@ -185,7 +212,7 @@ function lmacPlayer(figure) {
     playhead.style.left = at
     clock.textContent = `${shown(t)} of ${shown(duration())}`
     view.setAttribute('aria-valuenow', t.toFixed(duration() < 1 ? 4 : 2))
-    view.setAttribute('aria-valuetext', `${shown(t)}, ${names[current] ?? ''}`)
+    view.setAttribute('aria-valuetext', `${shown(t)}, ${label(current)}`)
   }
   function tick() {
     cancelAnimationFrame(frame)
@@ -198,7 +225,10 @@ function lmacPlayer(figure) {
     levelBox.checked = matched
     unloop.hidden = region.hidden = !loop
     if (loop) Object.assign(region.style, { left: `${(100 * loop[0]) / duration()}%`, width: `${(100 * (loop[1] - loop[0])) / duration()}%` })
-    ;[...buttons.children].forEach((b, k) => b.setAttribute('aria-pressed', k === current))
+    ;[...buttons.children].forEach((b) => b.setAttribute('aria-pressed', +b.dataset.sound === current))
+    for (const b of classes()) b.setAttribute('aria-pressed', b.dataset.class === shownClass)
+    const heard = $('.lmac-heard'), says = classes().length ? `Heard: ${label(current)}` : ''
+    if (heard && heard.textContent !== says) heard.textContent = says   // said when it changes, not with each step
     view.setAttribute('aria-valuemax', duration())
     if (+speeds.value !== speed) {
       const all = [...new Set([...(figure.dataset.speeds ?? '').split(' ').filter(Boolean).map(Number), speed])].sort((a, b) => a - b)
@@ -238,8 +268,9 @@ function lmacPlayer(figure) {
     const keys = {
       ArrowLeft: () => seek(position() - step), ArrowRight: () => seek(position() + step), Home: () => seek(0), End: () => seek(duration()),
       Escape: () => setLoop(null), m: () => match(!matched), ' ': () => (playing ? pause() : play()),
+      ...(classes().length && { c: nextClass }),
     }
-    const act = /^[1-9]$/.test(e.key) && +e.key <= names.length ? () => choose(+e.key - 1) : keys[e.key]
+    const act = /^[1-9]$/.test(e.key) && +e.key <= audible().length ? () => choose(audible()[+e.key - 1]) : keys[e.key]
     if (!act || (e.key === ' ' && e.target.matches('button') && e.target !== toggle)) return
     e.preventDefault()
     e.stopPropagation()                                     // a notebook has shortcuts of its own
@@ -252,8 +283,11 @@ function lmacPlayer(figure) {
     const items = sources()
     names = items.map((a) => a.dataset.name)
     levels = items.map((a) => +a.dataset.gain)
+    owners = items.map((a) => a.dataset.class)
     current = Math.min(current, Math.max(names.length - 1, 0))
-    buttons.replaceChildren(...names.map((name, k) => element('button', { type: 'button', 'aria-pressed': k === current, title: `key ${k + 1}`, onclick: () => choose(k) }, name)))
+    for (const b of classes()) { b.disabled = false; b.onclick = () => select(b.dataset.class) }
+    show(classes().some((b) => b.dataset.class === shownClass) ? shownClass : 'all')
+    if (!audible().includes(current)) current = 0
     ready = null
     render()
   }
@@ -264,7 +298,7 @@ function lmacPlayer(figure) {
     const { rate, header, ...given } = next.dataset, wanted = chosen ? speed : +given.speed
     if (wanted !== speed || rate !== figure.dataset.rate) rush(wanted)
     Object.assign(figure.dataset, { duration: given.duration, rate, header })
-    for (const part of ['.lmac-picture', '.lmac-plain', '.lmac-title', '.lmac-says']) {
+    for (const part of ['.lmac-picture', '.lmac-classes', '.lmac-plain', '.lmac-title', '.lmac-says']) {
       const old = $(part), made = next.querySelector(part)
       if (old && made) old.replaceWith(made)
     }
@@ -284,8 +318,8 @@ function lmacPlayer(figure) {
   setOpacity(0.7)
   adopt()
   return (figure.lmac = {
-    play, pause, seek, choose, match, setLoop, setSpeed, setOpacity, update, decode, wav, position,
-    get state() { return { playing, current, name: names[current], loop, matched, speed, level: matched ? levels[current] : 1, position: position() } },
+    play, pause, seek, choose, select, match, setLoop, setSpeed, setOpacity, update, decode, wav, position,
+    get state() { return { playing, current, name: names[current], label: label(current), class: classes().length ? shownClass : null, loop, matched, speed, level: matched ? levels[current] : 1, position: position() } },
     get buffers() { return buffers },
   })
 }
