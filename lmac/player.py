@@ -77,6 +77,12 @@ def _picture(magnitude, mask, alt):
     layers = f'<img class="lmac-spectrogram" alt="{alt}" src="{data_uri(spectrogram_png(magnitude), "image/png")}">'
     return layers + ('' if mask is None else f'<img class="lmac-mask" alt="" src="{data_uri(_shade_png(mask), "image/png")}" style="opacity:.7">')
 
+def _boxes(regions, duration_s, top_hz):
+    "Outlines of regions above the picture, as HTML"
+    boxes = [f'<div style="left:{r.start_s / duration_s:.3%};width:{(r.end_s - r.start_s) / duration_s:.3%};'
+             f'bottom:{r.low_hz / top_hz:.3%};height:{(r.high_hz - r.low_hz) / top_hz:.3%}"></div>' for r in regions.itertuples()]
+    return f'<div class="lmac-boxes" aria-hidden="true">{"".join(boxes)}</div>'
+
 def _audio_element(name, waveform, gain, sample_rate, suffix):
     "A sound `(1, time)` under its name, as HTML"
     source = data_uri(encode_audio(waveform, sample_rate, suffix), f'audio/{suffix[1:]}')
@@ -93,16 +99,18 @@ def figure_html(
     says:str='', # below the controls, a sentence
     alt:str='Spectrogram', # what the picture shows, in words
     suffix:str='.flac', # audio format; '.wav' is quicker to write
+    regions=None, # DataFrame with `start_s`, `end_s`, `low_hz`, `high_hz`, a row for each box over the picture; None: there are none to show
 ) -> str: # a `<figure>`; raises `ValueError` for sounds of different lengths
     "The player's markup, without script and style"
     lengths = {len(x[0]) for x in sounds.values()}
     if len(lengths) != 1: raise ValueError(f"The sounds of a player must be of one length. Found: {', '.join(map(str, sorted(lengths)))} samples.")
     duration_s, gains = lengths.pop() / sample_rate, matching_gains(list(sounds.values()), sample_rate)
     plain = ''.join(_audio_element(html.escape(name), x, gain, sample_rate, suffix) for (name, x), gain in zip(sounds.items(), gains))
+    boxes = '' if regions is None else _boxes(regions, duration_s, sample_rate / 2)
     hz, s = ''.join(_axis(sample_rate / 2000, 'kHz', 5)[::-1]), ''.join(_axis(duration_s, 's', 6))
     return (f'<figure class="lmac-player" data-duration="{duration_s}" data-rate="{sample_rate}"><figcaption class="lmac-title">{html.escape(title)}</figcaption>'
             f'<div class="lmac-stage"><div class="lmac-hz" aria-hidden="true">{hz}</div>'
-            f'<div class="lmac-view"><div class="lmac-picture">{_picture(magnitude, mask, html.escape(alt))}</div></div>'
+            f'<div class="lmac-view"><div class="lmac-picture">{_picture(magnitude, mask, html.escape(alt))}{boxes}</div></div>'
             f'<div class="lmac-s" aria-hidden="true">{s}</div></div><div class="lmac-sounds" role="group" aria-label="Sound"></div>'
             f'<div class="lmac-tools"></div><div class="lmac-plain">{plain}</div><p class="lmac-says" aria-live="polite">{html.escape(says)}</p></figure>')
 

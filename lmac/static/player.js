@@ -110,6 +110,7 @@ function lmacPlayer(figure) {
     if (mask) mask.style.opacity = value
     if (opacity) opacity.value = value
   }
+  function showRegions(on) { regionBox.checked = on; figure.toggleAttribute('data-no-boxes', !on) }   // on the figure, which an update leaves as it is
   function wav() {                                          // what is heard, as 16-bit PCM
     const buffer = buffers[current], samples = buffer.getChannelData(0), gain = matched ? levels[current] : 1
     const data = new DataView(new ArrayBuffer(44 + 2 * samples.length))
@@ -140,6 +141,8 @@ function lmacPlayer(figure) {
   const unloop = element('button', { type: 'button', onclick: () => setLoop(null) }, 'End loop')
   tools.append(toggle, clock, unloop, element('label', {}, levelBox, ' same loudness'))
   if (opacity) tools.append(element('label', {}, 'mask ', opacity))
+  const regionBox = element('input', { type: 'checkbox', checked: '', onchange: (e) => showRegions(e.target.checked) }), regionLabel = element('label', {}, regionBox, ' regions')
+  tools.append(regionLabel)
   tools.append(element('button', { type: 'button', onclick: download }, 'Download'))
 
   function place() {                                        // the playhead alone, once per frame
@@ -192,7 +195,7 @@ function lmacPlayer(figure) {
     const step = e.shiftKey ? 0.05 : 0.5
     const keys = {
       ArrowLeft: () => seek(position() - step), ArrowRight: () => seek(position() + step), Home: () => seek(0), End: () => seek(duration()),
-      Escape: () => setLoop(null), m: () => match(!matched), ' ': () => (playing ? pause() : play()),
+      Escape: () => setLoop(null), m: () => match(!matched), b: () => showRegions(!regionBox.checked), ' ': () => (playing ? pause() : play()),
     }
     const act = /^[1-9]$/.test(e.key) && +e.key <= names.length ? () => choose(+e.key - 1) : keys[e.key]
     if (!act || (e.key === ' ' && e.target.matches('button') && e.target !== toggle)) return
@@ -210,6 +213,7 @@ function lmacPlayer(figure) {
     current = Math.min(current, Math.max(names.length - 1, 0))
     buttons.replaceChildren(...names.map((name, k) => element('button', { type: 'button', 'aria-pressed': k === current, title: `key ${k + 1}`, onclick: () => choose(k) }, name)))
     ready = null
+    regionLabel.hidden = !$('.lmac-boxes div')
     render()
   }
   async function update(html) {                             // new pictures and sounds; the position, the choice and the loop stay
@@ -236,8 +240,8 @@ function lmacPlayer(figure) {
   setOpacity(0.7)
   adopt()
   return (figure.lmac = {
-    play, pause, seek, choose, match, setLoop, setOpacity, update, decode, wav, position,
-    get state() { return { playing, current, name: names[current], loop, matched, level: matched ? levels[current] : 1, position: position() } },
+    play, pause, seek, choose, match, setLoop, setOpacity, showRegions, update, decode, wav, position,
+    get state() { return { playing, current, name: names[current], loop, matched, regions: regionBox.checked, level: matched ? levels[current] : 1, position: position() } },
     get buffers() { return buffers },
   })
 }
