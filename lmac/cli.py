@@ -20,7 +20,8 @@ from . import __version__
 
 from .audio import AUDIO_FORMATS, make_scene, save_audio, write_atomically
 from .explain import LMAC
-from .pretrained import explainer_folder, load_classifier
+from .explanation import region_files
+from .pretrained import explainer_folder, load_classifier, write_files
 from .scale.long import LONG_S, at_native_rate, explain_stream, length_s
 from .scale.parallel import dynamic_split, gather, is_main, on_main
 # The wing of evidence is imported by the commands that need it: lmac-explain starts fast and does without its extra.
@@ -80,11 +81,11 @@ def _find_audio_files(path):
 def explain_file(explainer, path, out, options):
     "Explain one recording (in windows if it is longer than `LONG_S`, or with the option `long`), print the sentence, write the results"
     options = dict(options)
-    long, native_rate = options.pop('long', False), options.pop('native_rate', False)
-    if long or length_s(path) > LONG_S: explanation = explain_stream(explainer, path, out, native_rate=native_rate, **options)
+    long, native_rate, regions = options.pop('long', False), options.pop('native_rate', False), dict(threshold=options.pop('region_threshold', .5))
+    if long or length_s(path) > LONG_S: explanation = explain_stream(explainer, path, out, native_rate=native_rate, regions=regions, **options)
     else:
         explanation = at_native_rate(explainer, path, **options) if native_rate else explainer.explain(path, **options)
-        explanation.save(out)
+        explanation.save(out, **regions)
     print(f"{path}: {explanation.sentence()}")
 
 DEMO = {'dog': 0, 'rain': -8} # levels in dB
@@ -94,7 +95,9 @@ def _explain_scene(explainer, out, options):
     scene = make_scene(DEMO)
     explanation = explainer.explain(scene.waveform, scene.sample_rate, target=options['target'], threshold=options['threshold'], contrast=options.get('contrast'))
     explanation.source = f"a synthetic scene: {' and '.join(DEMO)}"
-    explanation.save(out)
+    regions = dict(threshold=options.get('region_threshold', .5))
+    explanation.save(out, **regions)
+    write_files(out, region_files(explanation.regions(**regions), 'input.wav'))
     for name, sound in (scene.sources | {'input': scene.waveform}).items(): save_audio(out / f'{name}.wav', sound, scene.sample_rate)
     print(f"{explanation.source}: {explanation.sentence()}")
 
@@ -111,11 +114,13 @@ def lmac_explain(
     long:store_true=False, # Explain in overlapping windows, with a timeline; automatic for recordings longer than 30 s
     native_rate:store_true=False, # Write the explanation at the recording's sample rate rather than the classifier's
     overwrite:store_true=False, # For a folder: explain again what has been explained already
+    region_threshold:float=.5, # Value of the mask above which a bin belongs to a region
 ):
-    "Hear why: explanation.wav, residual.wav, mask.png, report.html and explanation.json for each recording; timeline.csv and timeline.png for a long one"
+    """Hear why: explanation.wav, residual.wav, mask.png, report.html and explanation.json for each recording; timeline.csv and timeline.png for a long one.
+    And see where: regions.csv, regions.txt (labels for Audacity) and regions.selections.txt (Raven), for each recording and for a whole folder"""
     with one_line_errors('lmac-explain'):
         lmac, threshold = LMAC.from_pretrained(explainer), .5 if binary and threshold is None else threshold
-        options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate)
+        options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate, region_threshold=region_threshold)
         if contrast is not None: options['contrast'] = contrast
         out = Path(out)
         if not (audio and Path(audio).is_dir()) and not is_main(): return  # one recording is one process's work
@@ -135,10 +140,10 @@ def _note_of(path, settings):
     return dict(settings=settings, recording_bytes=path.stat().st_size, recording_changed_ns=path.stat().st_mtime_ns)
 
 def _read_explanation(folder, note=None):
-    "What the `explanation.json` that is there says; None if there is none, it is damaged, or made of something else than the note says"
+    "What the `explanation.json` that is there says; None if there is none, it is damaged, made of something else than the note says, or has no regions"
     try: found = json.loads((folder / 'explanation.json').read_text())
     except (OSError, ValueError): return None
-    return found if note is None or found.get('made_of') == note else None
+    return found if note is None or (found.get('made_of') == note and (folder / 'regions.csv').is_file()) else None
 
 # %% ../nbs/13_cli.ipynb #14cli013
 def _explain_once(explainer, path, out, options, by, overwrite=False):
@@ -160,6 +165,19 @@ def _output_dirs(files, folder, out):
     stems = Counter(path.with_suffix('') for path in files)
     return [out / (path if stems[path.with_suffix('')] > 1 else path.with_suffix('')).relative_to(folder) for path in files]
 
+def _write_regions(files, where, rows, out):
+    "The regions of a folder's explanations in one table and one time; each file begins where the one before it ends"
+    from pandas import concat, read_csv  # for folders only
+    begin_s, tables = 0., []
+    for path, folder, row in zip(files, where, rows):
+        if row['error']: continue
+        tables.append(read_csv(folder / 'regions.csv', keep_default_na=False).assign(recording=row['recording'], begin_s=begin_s))  # a class may be called None
+        begin_s += length_s(path)
+    if not tables: return
+    t = concat([t for t in tables if len(t)] or tables, ignore_index=True)
+    table = t[['recording', *(name for name in t if name not in ('recording', 'begin_s'))]]
+    write_files(out, region_files(table, [Path(name).name for name in t.recording], t.begin_s))
+
 # %% ../nbs/13_cli.ipynb #14cli016
 def _explain_folder(explainer, folder, out, options, overwrite=False):
     "Explain every recording below a folder, write `explanations.csv`; `ValueError` at the end if some could not be explained"
@@ -176,6 +194,7 @@ def _explain_folder(explainer, folder, out, options, overwrite=False):
         bar.update(len(files) - bar.n)
     if not is_main(): return
     if out.is_dir(): write_atomically(out / 'explanations.csv', DataFrame(rows).drop(columns='new', errors='ignore').to_csv(index=False).encode())
+    _write_regions(files, where, rows, out)
     if before := sum(not row.get('new', True) for row in rows): print(f"{before} of {len(files)} had been explained before.")
     if failed := [Path(row['recording']).name for row in rows if row['error']]:
         raise ValueError(f"{len(failed)} of {len(files)} recordings could not be explained: {', '.join(failed[:5])}.")

@@ -693,7 +693,7 @@ def load(cls:LongExplanation,
     if not (folder / 'timeline.csv').is_file():
         raise FileNotFoundError(f"No explanation of a long recording in {folder}: there is no timeline.csv. Make one with explain_stream.")
     known = json.loads((folder / 'explanation.json').read_text())
-    boxes = pd.read_csv(folder / 'regions.csv') if (folder / 'regions.csv').is_file() else None
+    boxes = pd.read_csv(folder / 'regions.csv', keep_default_na=False) if (folder / 'regions.csv').is_file() else None
     return cls(folder=folder, timeline=pd.read_csv(folder / 'timeline.csv'), boxes=boxes, **{k: v for k, v in known.items() if k in names})
 
 # %% ../../nbs/scale/long.ipynb #08long082
