@@ -223,7 +223,7 @@ def finish(self:RegionStream,
     rows = rows[rows.energy >= self.min_share * near]
     times, hertz = ((rows[names] - .5).clip(0) * step for names, step in ((['first', 'stop'], self.hop_s), (['low', 'top'], self.bin_hz)))
     found = DataFrame(dict(start_s=times['first'], end_s=times.stop.clip(upper=duration_s), low_hz=hertz.low, high_hz=hertz.top.clip(upper=self.sample_rate / 2),
-                           share=rows.energy / max(heard[-1], 1e-30), label=rows.label))
+                           share=rows.energy / heard[-1], label=rows.label))
     return found.sort_values(['start_s', 'low_hz'], ignore_index=True)
 
 # %% ../nbs/10_explanation.ipynb #e5f97878
