@@ -172,7 +172,8 @@ class RegionStream:
     ):
         store_attr()
         binarize(torch.zeros(1), threshold)  # raises
-        if not min(gap_s, gap_hz, min_share) >= 0: raise ValueError(f"Gaps and the least share of regions must not be negative. Found: {gap_s} s, {gap_hz} Hz, {min_share}.")
+        if not all(0 <= x < math.inf for x in (gap_s, gap_hz, min_share)):
+            raise ValueError(f"Gaps and the least share of regions must not be negative, nor without end. Found: {gap_s} s, {gap_hz} Hz, {min_share}.")
         self.hop_s, self.bin_hz = hop_length / sample_rate, sample_rate / 2 / (n_freqs - 1)
         self.reach = [math.floor(gap / step + 1e-6) + 1 for gap, step in ((gap_hz, self.bin_hz), (gap_s, self.hop_s))]  # bins, frames
         self.label, self.tail, self.ids = None, np.zeros((n_freqs, 0), bool), None # the last frames, and the region of each bin of the last one
@@ -195,7 +196,7 @@ def push(self:RegionStream,
     smeared = seen.astype(np.uint8)
     for axis, n in enumerate(self.reach): smeared = ndimage.maximum_filter1d(smeared, n, axis, origin=(n - 1) // 2, mode='constant')
     found, n = ndimage.label(smeared[:, max(known - 1, 0):], np.ones((3, 3)))  # from the last frame of those before
-    before, ids = len(self.labels) - 1, found + (len(self.labels) - 1) * (found > 0)
+    ids = found + (len(self.labels) - 1) * (found > 0)
     if known: self.links.append(np.unique(np.stack([self.ids, ids[:, 0]], 1), axis=0))
     inner = found[:, bool(known):] * opened
     boxes = [self.rows[0][0, :4] if s is None else (s[1].start + self.n_frames, s[1].stop + self.n_frames, s[0].start, s[0].stop) for s in ndimage.find_objects(inner, n)]

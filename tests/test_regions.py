@@ -81,8 +81,8 @@ def test_soft_ones_far_from_a_loud_one():
     assert len(regions_of(mask, magnitude, min_share=.01)) == 1 and len(regions_of(mask, magnitude, min_share=.01, around=30)) == 2
     pd.testing.assert_frame_equal(regions_of(mask, magnitude, 7, min_share=.01, around=30), regions_of(mask, magnitude, min_share=.01, around=30))
 
-@pytest.mark.parametrize('settings, message', [(dict(threshold=1.1), 'threshold must be between 0 and 1. Found: 1.1'), (dict(gap_s=-.1), 'not be negative. Found: -0.1 s'),
-                                               (dict(gap_hz=-1), '-1 Hz'), (dict(min_share=-1), 'Found: .*-1'), (dict(gap_s=float('nan')), 'nan')])
+@pytest.mark.parametrize('settings, message', [(dict(threshold=1.1), 'threshold must be between 0 and 1. Found: 1.1'), (dict(gap_s=-.1), 'not be negative, nor without end. Found: -0.1 s'),
+                                               (dict(gap_hz=-1), '-1 Hz'), (dict(min_share=-1), 'Found: .*-1'), (dict(gap_s=float('nan')), 'nan'), (dict(gap_hz=float('nan')), 'nan Hz'), (dict(gap_s=float('inf')), 'inf s')])
 def test_settings_that_make_no_sense(settings, message):
     with pytest.raises(ValueError, match=message): RegionStream(16000, 256, 513, **settings)
 

@@ -251,16 +251,6 @@ def _give(self:MaskStream, stop:int, n_frames:int, at_least:int) -> tuple:
     self.offset += needed
     return out
 
-@patch
-def targets_of(self:MaskStream,
-    start:int, # number of the first frame
-    stop:int, # and of the one after the last; of frames whose masks were just given
-): # class indices `(frame,)`
-    "The class explained in each frame: that of the window whose middle is nearest"
-    near = [*takewhile(lambda row: row['start'] + row['size'] >= start, reversed(self.rows))][::-1] + self.waiting
-    middle = np.array([row['start'] + row['size'] / 2 for row in near])
-    return np.array([row['target'] for row in near])[np.searchsorted((middle[:-1] + middle[1:]) / 2, np.arange(start, stop))]
-
 # %% ../../nbs/scale/long.ipynb #08long037
 class ResampleStream:
     "A waveform in blocks at another sample rate, the same as `resample` makes of the whole"
@@ -480,7 +470,7 @@ class ExplanationStream:
     def push(self, block:Tensor) -> Tensor: # the next samples `(time,)` -> explanation and residual `(2, time')`
         "The samples that are complete"
         block = block.to(self.explainer.device)
-        return self._resynthesize(block, *self._box(*self.masks.push(self.frames.push(self.down.push(block.cpu()).to(block.device)))))
+        return self._resynthesize(block, *self._find_regions(*self.masks.push(self.frames.push(self.down.push(block.cpu()).to(block.device)))))
 
     @torch.inference_mode()
     def finish(self) -> Tensor: # explanation and residual `(2, time')`
@@ -489,18 +479,7 @@ class ExplanationStream:
         n_samples = self.frames.n_samples + len(last)
         frames = [self.frames.push(F.pad(last, (0, max(0, shortest - n_samples)))), self.frames.finish()]
         first, second = self.masks.push(torch.cat(frames, 1)), self.masks.finish(1 + n_samples // self.explainer.stft.hop_length)
-        return self._resynthesize(None, *self._box(*(torch.cat(x, 1) for x in zip(first, second)), 1 + n_samples // self.explainer.stft.hop_length), n_samples)
-
-    def _box(self, frames, mask, n_frames=None):
-        "The classifier's frames and masks `(freq, frame)`, after their regions were taken: up to `n_frames`, and none beyond a change of the class explained"
-        first, part = self.regions.n_frames, apply_mask(frames.abs(), mask, self.explainer.domain)
-        stop = first + mask.shape[1] if n_frames is None else n_frames
-        target = self.masks.targets_of(first, stop) if stop > first else np.zeros(0, int)
-        cuts = [*np.flatnonzero(np.diff(target)) + 1]
-        stretches = [x[:, :stop - first].cpu().tensor_split(cuts, 1) for x in (mask, part)]
-        for m, p, t in zip(*stretches, np.split(target, cuts)):
-            if len(t): self.regions.push(m, p, self.explainer.labels[t[0]])
-        return frames, mask
+        return self._resynthesize(None, *self._find_regions(*(torch.cat(x, 1) for x in zip(first, second)), 1 + n_samples // self.explainer.stft.hop_length), n_samples)
 
     def _resynthesize(self, block, frames, mask, n_samples=None):
         "Explanation and residual `(2, time')` of the classifier's frames and masks `(freq, frame)`; at the end, block is None, and the length is known"
@@ -509,6 +488,29 @@ class ExplanationStream:
             if self.masks.threshold is not None: mask = binarize(mask)
             if n_samples is not None: n_samples = self.own.frames.n_samples
         return self.sound.push(masked_spectra(frames, mask, self.explainer.domain, self.scale), n_samples)
+
+# %% ../../nbs/scale/long.ipynb #c833ea5d
+@patch
+def targets_of(self:MaskStream,
+    start:int, # number of the first frame
+    stop:int, # and of the one after the last; of frames whose masks were just given
+): # class indices `(frame,)`
+    "The class explained in each frame: that of the window whose middle is nearest"
+    near = [*takewhile(lambda row: row['start'] + row['size'] >= start, reversed(self.rows))][::-1] + self.waiting
+    middle = np.array([row['start'] + row['size'] / 2 for row in near])
+    return np.array([row['target'] for row in near])[np.searchsorted((middle[:-1] + middle[1:]) / 2, np.arange(start, stop))]
+
+@patch
+def _find_regions(self:ExplanationStream, frames, mask, n_frames=None):
+    "The classifier's frames and masks `(freq, frame)`, after their regions were taken: up to `n_frames`, and none beyond a change of the class explained"
+    first, part = self.regions.n_frames, apply_mask(frames.abs(), mask, self.explainer.domain)
+    stop = first + mask.shape[1] if n_frames is None else n_frames
+    target = self.masks.targets_of(first, stop) if stop > first else np.zeros(0, int)
+    cuts = [*np.flatnonzero(np.diff(target)) + 1]
+    stretches = [x[:, :stop - first].cpu().tensor_split(cuts, 1) for x in (mask, part)]
+    for m, p, t in zip(*stretches, np.split(target, cuts)):
+        if len(t): self.regions.push(m, p, self.explainer.labels[t[0]])
+    return frames, mask
 
 # %% ../../nbs/scale/long.ipynb #08long072
 _SILENT_DB = -119. # levels below are digital silence
