@@ -20,8 +20,8 @@ from . import __version__
 
 from .audio import AUDIO_FORMATS, check_speed, check_time_expansion, make_scene, save_audio, speed_words, write_atomically
 from .explain import LMAC
-from .explanation import speed_suffix
-from .pretrained import explainer_folder, load_classifier
+from .explanation import region_files, speed_suffix
+from .pretrained import explainer_folder, load_classifier, write_files
 from .scale.long import LONG_S, at_native_rate, explain_stream, length_s
 from .scale.parallel import dynamic_split, gather, is_main, on_main
 # The wing of evidence is imported by the commands that need it: lmac-explain starts fast and does without its extra.
@@ -97,14 +97,14 @@ def _find_audio_files(path):
 def explain_file(explainer, path, out, options):
     "Explain one recording (in windows if it is longer than `LONG_S`, or with the option `long`), print the sentence, write the results"
     options = dict(options)
-    long, native_rate, speed = options.pop('long', False), options.pop('native_rate', False), options.pop('speed', None)
+    long, native_rate, speed, regions = options.pop('long', False), options.pop('native_rate', False), options.pop('speed', None), dict(threshold=options.pop('region_threshold', .5))
     if long or length_s(path, options.get('time_expansion')) > LONG_S:
         if 'targets' in options: raise ValueError(f"{path} is explained in windows, with one class at a time. Found several classes: name one as target, or cut the recording to {LONG_S:g} s.")
-        explanation = explain_stream(explainer, path, out, native_rate=native_rate, speed=speed, **options)
+        explanation = explain_stream(explainer, path, out, native_rate=native_rate, speed=speed, regions=regions, **options)
     else:
         explanation = at_native_rate(explainer, path, **options) if native_rate else explainer.explain(path, **options)
         explanation.speed = speed
-        explanation.save(out)
+        explanation.save(out, **regions)
     print(f"{path}: {explanation.sentence()}")
     if (speed := explanation.playing_speed) != 1: print(f"Played {speed_words(speed)}: {', '.join(map(str, sorted(Path(out).glob(f'explanation*{speed_suffix(speed)}.*'))))}")
 
@@ -113,9 +113,11 @@ DEMO = {'dog': 0, 'rain': -8} # levels in dB
 def _explain_scene(explainer, out, options):
     "Explain the demonstration scene, and keep the scene and its sources beside the explanation"
     scene = make_scene(DEMO)
-    explanation = explainer.explain(scene.waveform, scene.sample_rate, **{k: v for k, v in options.items() if k not in ('long', 'native_rate', 'speed', 'time_expansion')})
+    explanation = explainer.explain(scene.waveform, scene.sample_rate, **{k: options[k] for k in ('target', 'targets', 'threshold', 'contrast') if k in options})
     explanation.source, explanation.speed = f"a synthetic scene: {' and '.join(DEMO)}", options.get('speed')
-    explanation.save(out)
+    regions = dict(threshold=options.get('region_threshold', .5))
+    explanation.save(out, **regions)
+    write_files(out, region_files(explanation.regions(**regions), 'input.wav'))
     for name, sound in (scene.sources | {'input': scene.waveform}).items(): save_audio(out / f'{name}.wav', sound, scene.sample_rate)
     print(f"{explanation.source}: {explanation.sentence()}")
 
@@ -144,13 +146,15 @@ def lmac_explain(
     speed:float=None, # Play it at this factor, 0.1 for ten times slower; by default so that what is above 20 kHz or below 50 Hz is heard
     time_expansion:float=None, # How many times slower than life the file is, 10 for many bat recorders; by default as its GUANO or WAMD metadata say
     overwrite:store_true=False, # For a folder: explain again what has been explained already
+    region_threshold:float=.5, # Value of the mask above which a bin belongs to a region
 ):
-    "Hear why: explanation.wav, residual.wav, mask.png, report.html and explanation.json for each recording; with several classes, sounds and mask of each; copies of the sounds that are slower or faster, if nobody could hear them; timeline.csv and timeline.png for a long one"
+    """Hear why: explanation.wav, residual.wav, mask.png, report.html and explanation.json for each recording; with several classes, sounds and mask of each; copies of the sounds that are slower or faster, if nobody could hear them; timeline.csv and timeline.png for a long one.
+    And see where: regions.csv, regions.txt (labels for Audacity) and regions.selections.txt (Raven), for each recording and for a whole folder"""
     with one_line_errors('lmac-explain'):
         if speed is not None: check_speed(speed)
         if time_expansion is not None: check_time_expansion(time_expansion)
         lmac, threshold = LMAC.from_pretrained(explainer), .5 if binary and threshold is None else threshold
-        options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate) | _several(lmac, target, top)
+        options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate, region_threshold=region_threshold) | _several(lmac, target, top)
         options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion).items() if v is not None}
         out = Path(out)
         if not (audio and Path(audio).is_dir()) and not is_main(): return  # one recording is one process's work
@@ -170,10 +174,10 @@ def _note_of(path, settings):
     return dict(settings=settings, recording_bytes=path.stat().st_size, recording_changed_ns=path.stat().st_mtime_ns)
 
 def _read_explanation(folder, note=None):
-    "What the `explanation.json` that is there says; None if there is none, it is damaged, or made of something else than the note says"
+    "What the `explanation.json` that is there says; None if there is none, it is damaged, made of something else than the note says, or has no regions"
     try: found = json.loads((folder / 'explanation.json').read_text())
     except (OSError, ValueError): return None
-    return found if note is None or found.get('made_of') == note else None
+    return found if note is None or (found.get('made_of') == note and (folder / 'regions.csv').is_file()) else None
 
 # %% ../nbs/13_cli.ipynb #14cli013
 def _explain_once(explainer, path, out, options, by, overwrite=False):
@@ -196,6 +200,19 @@ def _output_dirs(files, folder, out):
     stems = Counter(path.with_suffix('') for path in files)
     return [out / (path if stems[path.with_suffix('')] > 1 else path.with_suffix('')).relative_to(folder) for path in files]
 
+def _write_regions(files, where, rows, out, time_expansion):
+    "The regions of a folder's explanations in one table and one time; each file begins where the one before it ends"
+    from pandas import concat, read_csv  # for folders only
+    begin_s, tables = 0., []
+    for path, folder, row in zip(files, where, {row['recording']: row for row in rows}.values()):  # of several classes there are more rows
+        if row['error']: continue
+        tables.append(read_csv(folder / 'regions.csv', keep_default_na=False).assign(recording=row['recording'], begin_s=begin_s))  # a class may be called None
+        begin_s += length_s(path, time_expansion)
+    if not tables: return
+    t = concat([t for t in tables if len(t)] or tables, ignore_index=True)
+    table = t[['recording', *(name for name in t if name not in ('recording', 'begin_s'))]]
+    write_files(out, region_files(table, [Path(name).name for name in t.recording], t.begin_s))
+
 # %% ../nbs/13_cli.ipynb #14cli016
 def _explain_folder(explainer, folder, out, options, overwrite=False):
     "Explain every recording below a folder, write `explanations.csv`; `ValueError` at the end if some could not be explained"
@@ -212,6 +229,7 @@ def _explain_folder(explainer, folder, out, options, overwrite=False):
         bar.update(len(files) - bar.n)
     if not is_main(): return
     if out.is_dir(): write_atomically(out / 'explanations.csv', DataFrame(rows).drop(columns='new', errors='ignore').to_csv(index=False).encode())
+    _write_regions(files, where, rows, out, options.get('time_expansion'))
     if before := len({row['recording'] for row in rows if not row.get('new', True)}): print(f"{before} of {len(files)} had been explained before.")
     if failed := [Path(row['recording']).name for row in rows if row['error']]:
         raise ValueError(f"{len(failed)} of {len(files)} recordings could not be explained: {', '.join(failed[:5])}.")

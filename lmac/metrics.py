@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'average_increase', 'average_drop', 'average_gain', 'faithfulness', 'input_fidelity', 'sparseness',
-           'complexity', 'Metric', 'bootstrap_interval', 'summarize']
+           'complexity', 'intersection_over_union', 'frame_f1', 'pointing_game', 'energy_within', 'Metric',
+           'bootstrap_interval', 'summarize']
 
 # %% ../nbs/12_metrics.ipynb #08metrics002
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -144,6 +146,89 @@ def complexity(
     "COMP, complexity: entropy of each map's shares as in Quantus' `Complexity`, lower is better; all zeros as all ones"
     x = _relative_magnitudes(attribution)
     return torch.special.entr(x / x.sum(1, keepdim=True)).sum(1)
+
+# %% ../nbs/12_metrics.ipynb #4714dbe7
+def _edges(boxes, name, in_frequency=False):
+    "Lower and upper edges `(box, axis, 2)` of a table, in time and perhaps in frequency; ValueError for missing columns, or an end before its start"
+    from pandas import DataFrame  # here, for a fast start
+    table, columns = DataFrame(boxes), ['start_s', 'end_s', 'low_hz', 'high_hz'][:4 if in_frequency else 2]
+    if table.empty: return torch.zeros(0, len(columns) // 2, 2, dtype=torch.float64)
+    if not set(columns) <= set(table): raise ValueError(f"{name} must be a table with the columns {', '.join(columns)}. Found: {', '.join(map(str, table))}.")
+    edges = _as_float(table[columns].to_numpy(), name).reshape(len(table), -1, 2)
+    if (wrong := edges[edges[..., 0] > edges[..., 1]]).numel(): raise ValueError(f'{name} must not end before they begin. Found: {wrong[0].tolist()}.')
+    return edges
+
+def intersection_over_union(
+    regions,                 # what was found: DataFrame (or what makes one) with `start_s`, `end_s`, for a frequency also `low_hz`, `high_hz`
+    events,                  # what is known, likewise
+    in_frequency:bool=False, # boxes over time and frequency, their areas; False: stretches of time
+) -> Tensor:                 # `(region, event)` in [0, 1]
+    "IoU of each region with each event, as torchvision's `box_iou`; 0 for boxes without extent; raises ValueError for what is no table of boxes"
+    a, b = _edges(regions, 'regions', in_frequency)[:, None], _edges(events, 'events', in_frequency)[None]
+    def size(low, high): return (high - low).clamp(min=0).prod(-1)
+    shared = size(torch.maximum(a[..., 0], b[..., 0]), torch.minimum(a[..., 1], b[..., 1]))
+    union = size(*a.unbind(-1)) + size(*b.unbind(-1)) - shared
+    return torch.where(union > 0, shared / union, 0.)
+
+# %% ../nbs/12_metrics.ipynb #f4dae2f6
+def frame_f1(
+    regions,              # what was found: DataFrame (or what makes one) with `start_s`, `end_s`, for `per_class` also `label`
+    events,               # what is known, likewise
+    duration_s:float,     # of the recording, in seconds
+    frame_s:float=.1,     # length of a frame in seconds
+    per_class:bool=False, # of each label by itself; False: whatever their labels
+) -> float | dict:        # in [0, 1], nan if there is neither region nor event; of each label that occurs
+    "F1 of the frames that regions and events cover, as sed_eval's segment-based F-measure; raises ValueError for lengths that are not positive, or as `intersection_over_union`"
+    from pandas import DataFrame  # here, for a fast start
+    if not (frame_s > 0 and math.isfinite(duration_s) and duration_s > 0): raise ValueError(f'frame_s and duration_s must be positive seconds. Found: {frame_s} and {duration_s}.')
+    def active(boxes, name):
+        frames = torch.zeros(math.ceil(duration_s / frame_s - 1e-9), dtype=bool)
+        for start, end in (_edges(boxes, name)[:, 0] / frame_s).tolist(): frames[max(0, math.floor(start + 1e-9)):max(0, math.ceil(end - 1e-9))] = True
+        return frames
+    def f1(*tables):
+        a, b = (active(t, name) for t, name in zip(tables, ('regions', 'events')))
+        n = int(a.sum() + b.sum())
+        return 2 * int((a & b).sum()) / n if n else math.nan
+    if not per_class: return f1(regions, events)
+    tables = [DataFrame(t) if len(t) else DataFrame(dict(start_s=[], end_s=[], label=[])) for t in (regions, events)]
+    if not all('label' in t for t in tables): raise ValueError("regions and events must have a column label for per_class=True. Found: none. Leave per_class out.")
+    return {label: f1(*(t[t.label == label] for t in tables)) for label in sorted({*tables[0].label, *tables[1].label})}
+
+# %% ../nbs/12_metrics.ipynb #68cb6098
+def _inside(events, shape, sample_rate, hop_length, tolerance_s, tolerance_hz):
+    "Which bins `(freq, frame)` have their middle in an event, or miss it by no more than the tolerances; without one in Hz, at any frequency"
+    if not min(tolerance_s, tolerance_hz or 0) >= 0: raise ValueError(f'Tolerances must not be negative. Found: {tolerance_s} s, {tolerance_hz} Hz.')
+    if len(shape) != 2: raise ValueError(f'One clip at a time, of shape (freq, frame). Found: {tuple(shape)}.')
+    inside, times, hertz = torch.zeros(shape, dtype=bool), torch.arange(shape[1]) * hop_length / sample_rate, torch.linspace(0, sample_rate / 2, shape[0])
+    for box in _edges(events, 'events', tolerance_hz is not None).tolist():
+        hits = [(x >= low - by - 1e-6) & (x <= high + by + 1e-6) for x, (low, high), by in zip((times.double(), hertz.double()), box, (tolerance_s, tolerance_hz))]
+        inside |= hits[0] if len(hits) == 1 else hits[0] & hits[1][:, None]
+    return inside
+
+def pointing_game(
+    attribution,              # `(freq, frame)` mask of a clip, or what it lets through: `Explanation.masked_in`
+    events,                   # what is known: DataFrame (or what makes one) with `start_s`, `end_s`, for a tolerance in Hz also `low_hz`, `high_hz`
+    sample_rate:int,          # Hz
+    hop_length:int,           # samples between frames
+    tolerance_s:float=.1,     # by which the largest value may miss an event in time, in seconds
+    tolerance_hz:float=None,  # and in frequency, in Hz; None: at any frequency
+) -> float:                   # 1 for a hit, 0 for a miss; where several bins share the largest value, the share of hits among them
+    "Whether the largest value lies in an event (Zhang et al. 2018, arXiv 1608.00507); raises ValueError for more than one clip, or as `intersection_over_union`"
+    x = _as_float(attribution, 'attribution').cpu()
+    return _inside(events, x.shape, sample_rate, hop_length, tolerance_s, tolerance_hz)[x == x.max()].double().mean().item()
+
+# %% ../nbs/12_metrics.ipynb #8cf604fb
+def energy_within(
+    magnitude,                # `(freq, frame)` what the mask lets through: `Explanation.masked_in`
+    events,                   # as for `pointing_game`
+    sample_rate:int,          # Hz
+    hop_length:int,           # samples between frames
+    tolerance_s:float=.1,     # by which energy may miss an event in time, in seconds
+    tolerance_hz:float=None,  # and in frequency, in Hz; None: at any frequency
+) -> float:                   # in [0, 1], nan in silence
+    "Share of the energy within events (the energy-based pointing game, arXiv 1910.01279); raises as `pointing_game`"
+    energy = _as_float(magnitude, 'magnitude').cpu().square()
+    return ((energy * _inside(events, energy.shape, sample_rate, hop_length, tolerance_s, tolerance_hz)).sum() / energy.sum()).item()
 
 # %% ../nbs/12_metrics.ipynb #08metrics071
 @dataclass(frozen=True)

@@ -82,6 +82,13 @@ def _picture(magnitude, mask, alt):
     layers = f'<img class="lmac-spectrogram" alt="{alt}" src="{data_uri(spectrogram_png(magnitude), "image/png")}">'
     return layers + ('' if mask is None else _layer(_shade_png(mask), ''))
 
+def _boxes(regions, duration_s, top_hz, classes):
+    "Outlines of regions above the picture, as HTML; of several `classes`, by their labels, those of the class that is shown"
+    of = {name: f' data-class="{i}"' for i, name in enumerate(classes)}
+    boxes = [f'<div{of.get(r.label, "") if of else ""} style="left:{r.start_s / duration_s:.3%};width:{(r.end_s - r.start_s) / duration_s:.3%};'
+             f'bottom:{r.low_hz / top_hz:.3%};height:{(r.high_hz - r.low_hz) / top_hz:.3%}"></div>' for r in regions.itertuples()]
+    return f'<div class="lmac-boxes" aria-hidden="true">{"".join(boxes)}</div>'
+
 def _audio_element(name, played, rate, gain, suffix, whole=None, of='', whose=''):
     "A sound `(1, time)` under its name, as HTML; `whole`: its samples, if some are lost as it is played; `of`: the class that it belongs to, `whose`: how that is called"
     def source(x): return data_uri(encode_audio(x, rate, suffix), f'audio/{suffix[1:]}')
@@ -108,7 +115,7 @@ def _classes(classes, says):
     tint = (255 * class_tint(torch.stack(masks[:len(HUES)]))).round().byte().flip(0).cpu().numpy()  # more than there are hues are seen one by one
     hues = [*HUES.values(), *[None] * len(masks)]
     def button(of, says, hue, name):
-        return (f'<button type="button" disabled data-class="{of}" data-says="{says}">' + (f'<i style="background:{hue}"></i>' if hue else '') + f'{name}</button>')
+        return (f'<button type="button" disabled data-class="{of}" data-says="{says}">' + (f'<i style="background:{hue}"></i>' if hue else '') + f'{html.escape(name)}</button>')
     switch = [button(i, html.escape(own), hue, name) for i, ((name, (*_, own)), hue) in enumerate(zip(classes.items(), hues))]
     layers = _layer(_encode_png(tint), ' data-class="all"') + ''.join(_layer(_shade_png(m), f' data-class="{i}" hidden') for i, m in enumerate(masks))
     return button('all', says, None, 'All in colours') + ''.join(switch), layers
@@ -126,11 +133,11 @@ def figure_html(
     speed:float=None, # factor at which they are played at first: 0.1 is ten times slower; None: `listening_speed` of the first
     speeds:tuple=SPEEDS, # that a listener can choose; (): none
     classes:dict=None, # to switch between: name → `(sounds, mask, says)` of each class, whose sounds come after those that all share
+    regions=None, # DataFrame with `start_s`, `end_s`, `low_hz`, `high_hz`, a row for each box over the picture, and with `classes` the `label` of its class; None: there are none to show
 ) -> str: # a `<figure>`; raises `ValueError` for sounds of different lengths, or a speed that is none
     "The player's markup, without script and style"
-    classes = {html.escape(name): what for name, what in (classes or {}).items()}
-    rows = [(name, x, '', '') for name, x in sounds.items()]
-    rows += [(name, x, f' data-class="{i}"', who) for i, (who, (own, *_)) in enumerate(classes.items()) for name, x in own.items()]
+    classes, rows = classes or {}, [(name, x, '', '') for name, x in sounds.items()]
+    rows += [(name, x, f' data-class="{i}"', html.escape(who)) for i, (who, (own, *_)) in enumerate(classes.items()) for name, x in own.items()]
     lengths = {len(x[0]) for _, x, *_ in rows}
     if len(lengths) != 1: raise ValueError(f"The sounds of a player must be of one length. Found: {', '.join(map(str, sorted(lengths)))} samples.")
     duration_s = lengths.pop() / sample_rate
@@ -138,10 +145,11 @@ def figure_html(
     (rate, audio), choice = _audio_elements(rows, sample_rate, speed, suffix), ' '.join(f'{x:g}' for x in speeds)
     pace = f'<p class="lmac-pace">Played {speed_words(speed)}.</p>' if speed != 1 else '<p class="lmac-pace" hidden></p>'
     switch, layers = _classes(classes, html.escape(says)) if classes else ('', '')
+    boxes = '' if regions is None else _boxes(regions, duration_s, sample_rate / 2, classes)
     hz, s = ''.join(_axis(sample_rate / 2000, 'kHz', 5)[::-1]), ''.join(_axis(duration_s, 's', 6))
     return (f'<figure class="lmac-player" data-duration="{duration_s}" {rate} data-speed="{speed:g}" data-speeds="{choice}"><figcaption class="lmac-title">{html.escape(title)}</figcaption>'
             f'<div class="lmac-stage"><div class="lmac-hz" aria-hidden="true">{hz}</div>'
-            f'<div class="lmac-view"><div class="lmac-picture">{_picture(magnitude, mask, html.escape(alt))}{layers}</div></div>'
+            f'<div class="lmac-view"><div class="lmac-picture">{_picture(magnitude, mask, html.escape(alt))}{layers}{boxes}</div></div>'
             f'<div class="lmac-s" aria-hidden="true">{s}</div></div><div class="lmac-classes" role="group" aria-label="Class">{switch}</div>'
             f'<div class="lmac-sounds" role="group" aria-label="Sound"></div>'
             f'<div class="lmac-tools"></div>{pace}<div class="lmac-plain">{audio}</div><p class="lmac-says" aria-live="polite">{html.escape(says)}</p>'

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -166,6 +167,43 @@ def test_the_shade_follows_its_slider(new_page, player_file):
     slider = page.get_by_label("mask")
     slider.fill("0.2")
     assert page.locator(".lmac-mask").evaluate("e => e.style.opacity") == "0.2"
+
+
+@pytest.fixture
+def regions_file(player_file, tmp_path):
+    "A page with a player of a sound with two regions, and these"
+    sounds = {"Input": player_file[1]["Input"]}
+    regions = pd.DataFrame(dict(start_s=[.3, 1.5], end_s=[.9, 3.], low_hz=[800., 0.], high_hz=[4000., 8000.]))
+    magnitude = STFT()(sounds["Input"])[0][0]
+    page = player_html(sounds, RATE, magnitude, torch.ones_like(magnitude), regions=regions)
+    (tmp_path/"regions.html").write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Regions</title><body style="margin:0">{page}</body></html>')
+    return tmp_path/"regions.html", regions
+
+
+def test_regions_lie_where_they_are(new_page, regions_file):
+    page = new_page(regions_file[0].as_uri())
+    view = page.locator(".lmac-view").bounding_box()
+    for box, r in zip(page.locator(".lmac-boxes div").all(), regions_file[1].itertuples(), strict=True):
+        found = box.bounding_box()
+        sides = [(found["x"] - view["x"]) / view["width"], found["width"] / view["width"], (found["y"] - view["y"]) / view["height"], found["height"] / view["height"]]
+        assert sides == pytest.approx([r.start_s / 3, (r.end_s - r.start_s) / 3, 1 - r.high_hz / 8000, (r.high_hz - r.low_hz) / 8000], abs=.01)
+
+
+def test_regions_are_hidden_and_shown_with_the_keyboard(new_page, regions_file, player_file):
+    page = new_page(regions_file[0].as_uri())
+    box, checkbox = page.locator(".lmac-boxes div").first, page.get_by_role("checkbox", name="regions")
+    assert checkbox.is_checked() and box.is_visible()
+    checkbox.focus()
+    page.keyboard.press(" ")
+    assert not checkbox.is_checked() and not box.is_visible() and not state(page)["regions"]
+    page.evaluate("{ const f = document.querySelector('.lmac-player'); f.lmac.update(f.outerHTML) }")
+    assert not page.locator(".lmac-boxes div").first.is_visible()   # new markup, the same choice
+    page.locator(".lmac-view").press("b")
+    assert checkbox.is_checked() and page.locator(".lmac-boxes div").first.is_visible()
+    view = page.locator(".lmac-view").bounding_box()
+    page.mouse.click(view["x"] + .2 * view["width"], view["y"] + .7 * view["height"])   # into a region
+    assert state(page)["position"] == pytest.approx(.6, abs=.02)
+    assert not new_page(player_file[0].as_uri()).get_by_role("checkbox", name="regions").is_visible()   # where there are none
 
 
 def test_it_starts_where_scripts_are_run_anew(new_page, player_file, tmp_path):
@@ -345,7 +383,8 @@ def test_switching_the_class_changes_sound_and_mask_and_keeps_the_position(new_p
     for k, ex in enumerate(found):
         press(by_class, ex.label)
         pictures[ex.label], now = drawn(page), state(page)
-        assert heard() == (f"Heard: Explanation, {ex.label}", ex.sentence()) and (now["class"], now["position"]) == (str(k), pytest.approx(1.25))
+        assert heard() == (f"Heard: Explanation, {ex.label}", ex.sentence()) and page.locator('.lmac-boxes div:visible').count() == len(ex.regions())
+        assert (now["class"], now["position"]) == (str(k), pytest.approx(1.25))
         assert [b.inner_text() for b in by_sound.get_by_role("button").all()] == ["Input", "Explanation", "Residual"]
         assert [b.inner_text() for b in page.get_by_role("button", pressed=True).all()] == [ex.label, "Explanation"]
         np.testing.assert_allclose(samples(page, now["current"]), ex.audio[0], atol=2**-14)

@@ -26,7 +26,8 @@ from commands import Run
 
 LABELS = ['bell', 'rain', 'saw']
 STAGES = 'classifier', 'explainer', 'finetune'
-RESULTS = ['explanation.json', 'explanation.wav', 'mask.png', 'report.html', 'residual.wav']
+REGIONS = ['regions.csv', 'regions.selections.txt', 'regions.txt']
+RESULTS = sorted(['explanation.json', 'explanation.wav', 'mask.png', *REGIONS, 'report.html', 'residual.wav'])
 
 @pytest.fixture
 def shell(commands, tmp_path):
@@ -58,7 +59,7 @@ def shell_run(script, environment, *argv, cwd=None):
     return Run(found.returncode, found.stdout, found.stderr)
 
 @pytest.mark.parametrize('command, words', [
-    ('lmac-explain', ['[audio]', '--out', '--explainer', '--binary', '--threshold', '--target', 'dog,rain', '--top', '--long', '--native_rate', '--speed', '--time_expansion', 'slower', 'folder', 'Hugging Face', 'esc10', 'report.html', 'timeline.csv']),
+    ('lmac-explain', ['[audio]', '--out', '--explainer', '--binary', '--threshold', '--target', 'dog,rain', '--top', '--long', '--native_rate', '--speed', '--time_expansion', '--region_threshold', 'slower', 'folder', 'Hugging Face', 'esc10', 'report.html', 'timeline.csv', 'regions.csv']),
     ('lmac-train', ['{classifier,explainer,finetune,l2i}', '--out', '--config', '--classifier', '--explainer', '--share_classifier', '--data',
                     '--epochs', '--seed', '--mixed_precision', 'interrupted', 'urbansound8k']),
     ('lmac-evaluate', ['[explainer]', '--data', '--folds', '--out', '--costs', 'Fid-In', 'esc10'])])
@@ -203,16 +204,33 @@ def test_a_folder_with_broken_files(tmp_path, explain):
     (tmp_path/'sounds/notes.txt').write_text('no recording')
     run = explain('sounds', '--out', 'results').failed('5 of 7 recordings could not be explained: empty.wav, half.wav', lines=None)
     for name in broken: assert re.search(rf'lmac-explain: .*{name}', run.err), name
-    assert names(tmp_path/'results') == sorted(['explanations.csv', *(f'{folder}/{file}' for folder in ('deeper/dog', 'good') for file in RESULTS)])
-    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['deeper', 'explanations.csv', 'good']
+    assert names(tmp_path/'results') == sorted(['explanations.csv', *REGIONS, *(f'{folder}/{file}' for folder in ('deeper/dog', 'good') for file in RESULTS)])
+    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['deeper', 'explanations.csv', 'good', *REGIONS]
 
 def test_a_whole_folder(tmp_path, explain):
     (tmp_path/'sounds').mkdir()
     for suffix in ('.wav', '.flac', '.MP3'): save_audio(tmp_path/f'sounds/dog{suffix}', make_scene({'dog': 0}, .5).waveform, 16000)
     save_audio(tmp_path/'sounds/rain.ogg', make_scene({'rain': 0}, .5).waveform, 16000)
     run = explain('sounds', '--out', 'results').ok()
-    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['dog.MP3', 'dog.flac', 'dog.wav', 'explanations.csv', 'rain']  # none over another
+    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['dog.MP3', 'dog.flac', 'dog.wav', 'explanations.csv', 'rain', *REGIONS]  # none over another
     assert run.out.count('The classifier says') == 4 and 'Open results in a browser' in run.out
+
+def test_the_regions_of_a_folder(tmp_path, explain):
+    "One table in one time for Raven, in the order of names; a file that is broken has no time; another threshold is another explanation"
+    (tmp_path/'sounds').mkdir()
+    for name, seconds in (('b.wav', 1.5), ('a.flac', 1.), ('c.wav', 1.)): save_audio(tmp_path/f'sounds/{name}', make_scene({'siren': 0}, seconds).waveform, 16000)
+    (tmp_path/'sounds/a-broken.wav').write_text('not audio')
+    explain('sounds', '--out', 'out', '--region_threshold', '0').failed('a-broken.wav', lines=None)
+    one = {name: pd.read_csv(tmp_path/f'out/{name}/regions.csv') for name in 'abc'}
+    for name, seconds in dict(a=1, b=1.5, c=1).items(): assert one[name].iloc[:, :5].values == pytest.approx(np.array([[0, seconds, 0, 8000, 1]]), abs=.008)  # all of it, to half a frame
+    raven = pd.read_csv(tmp_path/'out/regions.selections.txt', sep='\t')
+    assert list(raven) == ['Selection', 'View', 'Channel', 'Begin Time (s)', 'End Time (s)', 'Low Freq (Hz)', 'High Freq (Hz)', 'Begin File', 'File Offset (s)', 'Annotation', 'Share']
+    assert raven['Begin File'].tolist() == ['a.flac', 'b.wav', 'c.wav']
+    assert raven[['Begin Time (s)', 'End Time (s)', 'File Offset (s)']].values == pytest.approx(np.array([[0, 1, 0], [1, 2.5, 0], [2.5, 3.5, 0]]), abs=.008)
+    assert pd.read_csv(tmp_path/'out/regions.csv').recording.tolist() == ['a.flac', 'b.wav', 'c.wav'] and raven.Selection.tolist() == [1, 2, 3]
+    assert [line.split('\t')[0] for line in (tmp_path/'out/regions.txt').read_text().splitlines()] == ['0.000000', '\\', '1.000000', '\\', '2.500000', '\\']
+    explain('sounds', '--out', 'out', '--region-threshold', '1').failed('a-broken.wav', lines=None)
+    assert len(pd.read_csv(tmp_path/'out/regions.csv')) == 0 == len(pd.read_csv(tmp_path/'out/b/regions.csv'))
 
 def test_a_folder_without_recordings(tmp_path, explain):
     (tmp_path/'sounds').mkdir()
@@ -248,6 +266,7 @@ def test_misuse(explain, shell, dog):
     explain(dog, dog).misused('unrecognized arguments')
     explain(dog, '--loud').misused('unrecognized arguments: --loud')
     explain(dog, '--threshold', '7').failed('threshold.*7')
+    explain(dog, '--region-threshold', '7').failed('threshold.*7')
     shell('lmac-explain', dog, '--explainer', 'nowhere').failed("No explainer in 'nowhere': no config.json there. Bundled: ")
 
 def test_damaged_weights(tmp_path, shell, explainer, dog):

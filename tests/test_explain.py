@@ -27,7 +27,7 @@ from lmac.spectrogram import STFT, LogMel
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 LABELS = ['bell', 'rain', 'saw']
-RESULTS = ['explanation.json', 'explanation.wav', 'mask.png', 'report.html', 'residual.wav']
+RESULTS = ['explanation.json', 'explanation.wav', 'mask.png', 'regions.csv', 'regions.selections.txt', 'regions.txt', 'report.html', 'residual.wav']
 WEIGHTS = ['classifier.safetensors', 'config.json', 'decoder.safetensors']
 
 

@@ -23,7 +23,7 @@ from lmac.masking import apply_mask
 from lmac.spectrogram import STFT, LogMel
 
 RATES = (8000, 16000, 22050, 32000, 44100, 48000)
-FILES = ['explanation.json', 'explanation.wav', 'report.html', 'residual.wav', 'timeline.csv', 'timeline.png']
+FILES = ['explanation.json', 'explanation.wav', 'regions.csv', 'regions.selections.txt', 'regions.txt', 'report.html', 'residual.wav', 'timeline.csv', 'timeline.png']
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -348,7 +348,8 @@ def test_the_timeline(explainer, minute, tmp_path):
     assert np.allclose(ex.segments().end_s[:-1], ex.segments().start_s[1:]) and ex.segments().windows.sum() == len(t)
     again = LongExplanation.load(tmp_path/'out')
     pd.testing.assert_frame_equal(again.timeline, t, atol=1e-3, check_dtype=False)
-    assert again.sentence() == ex.sentence() and {**vars(again), 'timeline': 0} == {**vars(ex), 'timeline': 0}
+    assert again.sentence() == ex.sentence() and {**vars(again), 'timeline': 0, 'boxes': 0} == {**vars(ex), 'timeline': 0, 'boxes': 0}
+    pd.testing.assert_frame_equal(again.regions(), ex.regions(), atol=1e-6)
     saved = json.loads((tmp_path/'out/explanation.json').read_text())
     assert saved['windows'] == len(t) and saved['means']['kept'] == pytest.approx(t.kept.mean()) and saved['duration_s'] == ex.duration_s
     page = (tmp_path/'out/report.html').read_text()

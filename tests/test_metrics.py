@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmac.metrics import (METRICS, average_drop, average_gain, average_increase, bootstrap_interval, complexity,
-                          faithfulness, input_fidelity, sparseness, summarize)
+from lmac.metrics import (METRICS, average_drop, average_gain, average_increase, bootstrap_interval, complexity, energy_within,
+                          faithfulness, frame_f1, input_fidelity, intersection_over_union, pointing_game, sparseness, summarize)
 
 
 def random_generator(seed): return torch.Generator().manual_seed(seed)
@@ -340,3 +340,111 @@ def test_64_full_maps_take_about_a_second():
         elapsed_s = time.perf_counter() - start
         print(f'{metric.__name__} of 64 maps of 513 x 313: {elapsed_s:.2f} s')
         assert elapsed_s < limit_s
+
+
+# regions and masks against known events
+
+def stretches(*edges, label=None): return [dict(start_s=a, end_s=b, label=label) for a, b in edges]
+def box(start_s, end_s, low_hz, high_hz): return dict(start_s=start_s, end_s=end_s, low_hz=low_hz, high_hz=high_hz)
+
+
+@pytest.mark.parametrize('a, b, expected', [((0, 2), (0, 2), 1), ((0, 2), (1, 3), 1 / 3), ((0, 4), (1, 2), 1 / 4), ((0, 1), (1, 2), 0), ((0, 1), (2, 3), 0), ((1, 1), (1, 1), 0), ((1, 1), (0, 2), 0)])
+def test_iou_of_stretches_of_time(a, b, expected):
+    assert intersection_over_union(stretches(a), stretches(b)).tolist() == [[pytest.approx(expected)]] == intersection_over_union(stretches(b), stretches(a)).tolist()
+
+
+def test_iou_of_boxes_is_that_of_torchvision():
+    ops = pytest.importorskip('torchvision.ops')
+    g = random_generator(0)
+    a, b = (torch.rand(n, 2, 2, generator=g, dtype=torch.float64).sort(-1).values for n in (7, 5))
+    tables = [[box(*x.flatten().tolist()) for x in t] for t in (a, b)]
+    assert torch.allclose(intersection_over_union(*tables, in_frequency=True), ops.box_iou(*(t.transpose(1, 2).flatten(1) for t in (a, b))))
+    assert intersection_over_union([box(0, 2, 0, 10)], [box(0, 2, 10, 20)], in_frequency=True).item() == 0 < intersection_over_union([box(0, 2, 0, 10)], [box(0, 2, 10, 20)]).item()
+
+
+def test_iou_without_regions_or_events():
+    assert [intersection_over_union(a, b).shape for a, b in (([], stretches((0, 1))), (stretches((0, 1)), []), ([], []))] == [(0, 1), (1, 0), (0, 0)]
+
+
+@pytest.mark.parametrize('regions, events, frame_s, expected', [
+    ([(0, 2)], [(1, 3)], 1, .5), ([(0, 2)], [(0, 2)], .1, 1), ([(0, 1)], [(1, 2)], .1, 0), ([(0, 1), (.5, 2)], [(0, 2)], .1, 1),  # overlapping ones count once
+    ([(0, 4)], [(0, 1)], .1, .4), ([(0, 1)], [(0, 4)], .1, .4), ([(.95, 1.05)], [(1, 2)], 1, 2 / 3),                             # a frame is active if any of it is covered
+    ([], [(0, 1)], .1, 0), ([(0, 1)], [], .1, 0), ([(0, 4)], [(0, 9)], .1, 1), ([(-3, 1)], [(0, 1)], .1, 1)])                    # beyond either end
+def test_frame_f1(regions, events, frame_s, expected):
+    assert frame_f1(stretches(*regions), stretches(*events), 4., frame_s) == pytest.approx(expected)
+
+
+def test_frame_f1_where_there_is_nothing():
+    assert math.isnan(frame_f1([], [], 4.)) and math.isnan(frame_f1(stretches((5, 6)), stretches((7, 8)), 4.))   # all beyond the end
+    assert frame_f1([], [], 4., per_class=True) == {}
+
+
+def test_frame_f1_of_each_class():
+    dog, cat = stretches((0, 1), label='dog'), stretches((2, 3), label='cat')
+    assert frame_f1(dog + cat, dog, 4., per_class=True) == {'cat': 0, 'dog': 1}
+    assert frame_f1(dog, [dict(x, label='cat') for x in dog], 4., per_class=True) == {'cat': 0, 'dog': 0} and frame_f1(dog, [dict(x, label='cat') for x in dog], 4.) == 1
+    assert frame_f1([], dog, 4., per_class=True) == {'dog': 0}
+    with pytest.raises(ValueError, match='column label'): frame_f1(dict(start_s=[0], end_s=[1]), dog, 4., per_class=True)
+
+
+@pytest.mark.parametrize('frame_s, theirs', [(1., .6666666666666666), (.2, .5084745762711863), (.02, .3916349809885932)])
+def test_frame_f1_is_that_of_sed_eval(frame_s, theirs):
+    "`SegmentBasedMetrics(['dog'], time_resolution=frame_s).overall_f_measure()` of sed_eval 0.2.1"
+    regions = stretches((.13, 1.49), (2.2, 2.95), (2.7, 4.01), (6.66, 8.2))
+    assert frame_f1(regions, stretches((0, 1.1), (1.3, 1.7), (3.05, 3.9), (5, 6.61), (8.19, 9.97)), 10., frame_s) == pytest.approx(theirs)
+
+
+@pytest.fixture
+def spot():
+    "Frames of 10 ms, bins of 100 Hz: the loudest at 0.5 s and 1000 Hz, a tenth of the energy at 0.8 s"
+    x = torch.zeros(21, 100)
+    x[10, 50], x[5, 80] = 3, 1
+    return x, 4000, 40
+
+
+@pytest.mark.parametrize('event, tolerance, expected', [((.5, .6), 0, 1), ((.51, .6), 0, 0), ((.51, .6), .01, 1), ((.4, .5), 0, 1), ((.4, .49), 0, 0), ((.2, .4), .1, 1), ((.2, .39), .1, 0), ((.9, 7), 0, 0)])
+def test_pointing_game_in_time(spot, event, tolerance, expected):
+    assert pointing_game(spot[0], stretches(event), *spot[1:], tolerance_s=tolerance) == expected
+
+
+def test_pointing_game_in_frequency_and_among_several(spot):
+    x, *rates = spot
+    assert [pointing_game(x, [box(.4, .6, 1050, 1500)], *rates, 0, hz) for hz in (None, 0, 49, 50)] == [1, 0, 0, 1]
+    assert pointing_game(x, [box(0, .1, 0, 2000), box(.45, .55, 900, 1100), box(.5, .6, 0, 100)], *rates, 0, 0) == 1 and pointing_game(x, [], *rates) == 0
+    assert pointing_game((x > 0).float(), stretches((.45, .55)), *rates, 0) == .5                       # two bins share the largest value
+    assert pointing_game(torch.ones(21, 100), stretches((.2, .395)), *rates, 0) == pytest.approx(.2)    # all do: the chance of a hit
+    assert pointing_game(torch.zeros(21, 100), stretches((.2, .395)), *rates, 0) == pytest.approx(.2)
+
+
+def test_energy_within(spot):
+    x, *rates = spot
+    def within(*events, **tolerances): return energy_within(x, stretches(*events), *rates, **dict(tolerance_s=0) | tolerances)
+    assert within((.4, .6)) == pytest.approx(.9) and within((.7, 9)) == pytest.approx(.1) and within((.5, .8), (.4, .6)) == within((0, 1)) == 1
+    assert within() == within((.51, .79)) == 0 and within((.51, .79), tolerance_s=.01) == 1
+    assert energy_within(x, [box(.4, .9, 400, 600)], *rates, 0, 0) == pytest.approx(.1) and energy_within(x, [box(.4, .9, 400, 600)], *rates) == 1
+    assert math.isnan(energy_within(0 * x, stretches((0, 1)), *rates))
+
+
+def test_localization_as_quantus_measures_it(spot):
+    quantus = pytest.importorskip('quantus')
+    x, *rates = spot
+    x = x + torch.rand(x.shape, generator=random_generator(1))
+    for event in ((.48, .53), (.6, .9)):
+        inside = torch.zeros_like(x)
+        inside[:, round(100 * event[0]):round(100 * event[1]) + 1] = 1
+        given = dict(model=None, x_batch=np.asarray(x[None, None]), y_batch=np.zeros(1, int), s_batch=np.asarray(inside[None, None].bool()))
+        quiet = dict(disable_warnings=True, display_progressbar=False)
+        hit, = quantus.PointingGame(**quiet)(a_batch=np.asarray(x[None, None], np.float64), **given)
+        mass, = quantus.RelevanceMassAccuracy(**quiet)(a_batch=np.asarray(x[None, None].double().square()), **given)
+        assert pointing_game(x, stretches(event), *rates, 0) == hit and energy_within(x, stretches(event), *rates, 0) == pytest.approx(mass)
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda x: intersection_over_union([dict(onset=0, offset=1)], []), 'regions must be a table with the columns start_s, end_s. Found: onset, offset'),
+    (lambda x: intersection_over_union([], stretches((0, 1)), in_frequency=True), 'events must be a table with the columns start_s, end_s, low_hz, high_hz'),
+    (lambda x: frame_f1(stretches((2, 1)), [], 4.), r'regions must not end before they begin. Found: \[2.0, 1.0\]'),
+    (lambda x: frame_f1(stretches((0, math.nan)), [], 4.), 'regions must be finite'), (lambda x: frame_f1([], [], 0.), 'must be positive seconds. Found: 0.1 and 0'),
+    (lambda x: frame_f1([], [], 4., 0), 'Found: 0 and 4'), (lambda x: pointing_game(x[None], [], 4000, 40), r'One clip at a time, of shape \(freq, frame\). Found: \(1, 21, 100\)'),
+    (lambda x: energy_within(x, [], 4000, 40, tolerance_s=-1), 'Tolerances must not be negative. Found: -1 s'), (lambda x: pointing_game(x, stretches((0, 1)), 4000, 40, 0, 10.), 'low_hz')])
+def test_events_that_are_none(spot, call, message):
+    with pytest.raises(ValueError, match=message): call(spot[0])

@@ -305,6 +305,7 @@ def test_a_folder_shared_by_two_processes(trained, run, sounds, tmp_path):
     assert '7/7' in two[0].err and 'clip' not in two[1].err  # one shows progress
     tables = [pd.read_csv(tmp_path/name/'explanations.csv') for name in ('one', 'two')]
     pd.testing.assert_frame_equal(*tables)
+    for file in ('regions.csv', 'regions.txt', 'regions.selections.txt'): assert (tmp_path/'one'/file).read_bytes() == (tmp_path/'two'/file).read_bytes()
     assert tables[0].recording.tolist() == ['0/0.wav', '0/2.wav', '0/4.wav', '0/text.wav', '1/1.wav', '1/3.wav', '1/5.wav']
     for row in tables[1].itertuples():
         if row.recording == '0/text.wav':
@@ -338,9 +339,11 @@ lmac.cli.explain_file = explain_file'''
     assert '6 of 6' in explain()[0].ok().out and explanations(sounds/'out') == after
     save_audio(sounds/'1/1.wav', make_scene({'rain': 0}, 1.).waveform, 16000)  # another recording of that name
     (sounds/'out/0/2/explanation.json').write_text('{')  # damaged
-    assert '4 of 6' in explain()[0].ok().out
+    (sounds/'out/0/4/regions.csv').unlink()  # explained before there were regions
+    assert '3 of 6' in explain()[0].ok().out
     changed = explanations(sounds/'out')
-    assert {k for k in after if after[k] != changed[k]} == {'1/1', '0/2'}
+    assert {k for k in after if after[k] != changed[k]} == {'1/1', '0/2', '0/4'} and (sounds/'out/0/4/regions.csv').exists()
+    assert set(pd.read_csv(sounds/'out/regions.csv').recording) <= {f'{i % 2}/{i}.wav' for i in range(6)}
 
 def test_what_would_come_out_otherwise_is_explained_again(twice, run, sounds, tmp_path):
     folder, _ = twice

@@ -13,6 +13,7 @@ import html, json, math, tempfile, time, warnings
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from ..audio import (AUDIO_FORMATS, check_audio_file, check_complete, check_samp
                         listening_speed, load_audio, playable_rate, resample_ratio, speed_words, to_mono, true_rate)
 from ..decoder import band_to_bin
 from ..explain import LMAC
-from ..explanation import STYLE, Explanation, Explanations, drop_copies, judge, speed_suffix
+from ..explanation import STYLE, Explanation, Explanations, RegionStream, drop_copies, judge, region_files, speed_suffix
 from ..masking import apply_mask, binarize
 from ..player import figure_html, player_script
 from ..pretrained import write_files, write_together
@@ -470,8 +471,10 @@ class ExplanationStream:
         masks:MaskStream, # predicts the masks
         rate:int, # of the recording, in Hz
         native_rate:bool=False, # give sounds at the recording's rate; otherwise at the classifier's
+        regions:dict=None, # settings of `RegionStream`
     ):
         self.masks, self.explainer = masks, (explainer := masks.explainer)
+        self.regions = RegionStream(explainer.sample_rate, explainer.stft.hop_length, explainer.stft.n_freqs, **(regions or {}))
         self.down, self.frames = ResampleStream(rate, explainer.sample_rate), FrameStream(explainer.stft)
         self.own = _NativeRate(explainer.stft, explainer.sample_rate, rate) if native_rate and rate != explainer.sample_rate else None
         self.sample_rate, stft = (rate, self.own.stft) if self.own else (explainer.sample_rate, explainer.stft)
@@ -481,7 +484,7 @@ class ExplanationStream:
     def push(self, block:Tensor) -> Tensor: # the next samples `(time,)` -> explanation and residual `(2, time')`
         "The samples that are complete"
         block = block.to(self.explainer.device)
-        return self._resynthesize(block, *self.masks.push(self.frames.push(self.down.push(block.cpu()).to(block.device))))
+        return self._resynthesize(block, *self._find_regions(*self.masks.push(self.frames.push(self.down.push(block.cpu()).to(block.device)))))
 
     @torch.inference_mode()
     def finish(self) -> Tensor: # explanation and residual `(2, time')`
@@ -490,7 +493,7 @@ class ExplanationStream:
         n_samples = self.frames.n_samples + len(last)
         frames = [self.frames.push(F.pad(last, (0, max(0, shortest - n_samples)))), self.frames.finish()]
         first, second = self.masks.push(torch.cat(frames, 1)), self.masks.finish(1 + n_samples // self.explainer.stft.hop_length)
-        return self._resynthesize(None, *(torch.cat(x, 1) for x in zip(first, second)), n_samples)
+        return self._resynthesize(None, *self._find_regions(*(torch.cat(x, 1) for x in zip(first, second)), 1 + n_samples // self.explainer.stft.hop_length), n_samples)
 
     def _resynthesize(self, block, frames, mask, n_samples=None):
         "Explanation and residual `(2, time')` of the classifier's frames and masks `(freq, frame)`; at the end, block is None, and the length is known"
@@ -499,6 +502,29 @@ class ExplanationStream:
             if self.masks.threshold is not None: mask = binarize(mask)
             if n_samples is not None: n_samples = self.own.frames.n_samples
         return self.sound.push(masked_spectra(frames, mask, self.explainer.domain, self.scale), n_samples)
+
+# %% ../../nbs/scale/long.ipynb #c833ea5d
+@patch
+def targets_of(self:MaskStream,
+    start:int, # number of the first frame
+    stop:int, # and of the one after the last; of frames whose masks were just given
+): # class indices `(frame,)`
+    "The class explained in each frame: that of the window whose middle is nearest"
+    near = [*takewhile(lambda row: row['start'] + row['size'] >= start, reversed(self.rows))][::-1] + self.waiting
+    middle = np.array([row['start'] + row['size'] / 2 for row in near])
+    return np.array([row['target'] for row in near])[np.searchsorted((middle[:-1] + middle[1:]) / 2, np.arange(start, stop))]
+
+@patch
+def _find_regions(self:ExplanationStream, frames, mask, n_frames=None):
+    "The classifier's frames and masks `(freq, frame)`, after their regions were taken: up to `n_frames`, and none beyond a change of the class explained"
+    first, part = self.regions.n_frames, apply_mask(frames.abs(), mask, self.explainer.domain)
+    stop = first + mask.shape[1] if n_frames is None else n_frames
+    target = self.masks.targets_of(first, stop) if stop > first else np.zeros(0, int)
+    cuts = [*np.flatnonzero(np.diff(target)) + 1]
+    stretches = [x[:, :stop - first].cpu().tensor_split(cuts, 1) for x in (mask, part)]
+    for m, p, t in zip(*stretches, np.split(target, cuts)):
+        if len(t): self.regions.push(m, p, self.explainer.labels[t[0]])
+    return frames, mask
 
 # %% ../../nbs/scale/long.ipynb #08long072
 _SILENT_DB = -119. # levels below are digital silence
@@ -540,6 +566,7 @@ class LongExplanation:
     suffix: str = '.wav' # of both sounds
     playing_speed: float = 1. # factor at which they are to be heard: 0.1 is ten times slower
     time_expansion: float = None # how many times slower than life the file is, as it was said; None: see `load_audio`
+    boxes: pd.DataFrame = None # a row for each region; None: saved before there were any, see `regions`
     png = Explanation.png # the picture as a file's bytes
 
     @property
@@ -570,11 +597,18 @@ def segments(self:LongExplanation) -> pd.DataFrame: # start_s, end_s, label (Non
 @patch
 def summary(self:LongExplanation) -> dict: # plain values
     "What `explanation.json` holds"
-    known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ('folder', 'timeline')}
+    known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ('folder', 'timeline', 'boxes')}
     means = self.timeline[['probability', 'probability_masked_in', 'probability_masked_out', 'kept']].mean().to_dict()
     explained = self.explained()
     return known | dict(windows=len(self.timeline), explained=None if math.isnan(explained) else explained, means={k: None if math.isnan(v) else v for k, v in means.items()},
                         segments=self.segments().to_dict('records'), lmac_version=__version__)
+
+# %% ../../nbs/scale/long.ipynb #25a8607e
+@patch
+def regions(self:LongExplanation) -> pd.DataFrame: # start_s, end_s, low_hz, high_hz, share (of the energy that the mask lets through), label; by time
+    "Where it is, as `Explanation.regions`, with the settings that `explain_stream` was given; raises `ValueError` if none were saved"
+    if self.boxes is None: raise ValueError(f"No regions.csv in {self.folder}, which an earlier version wrote. Explain the recording again.")
+    return self.boxes
 
 # %% ../../nbs/scale/long.ipynb #08long076
 @patch
@@ -645,10 +679,11 @@ def report(self:LongExplanation) -> str: # a whole HTML page
     rows = ''.join(f'<tr><td><a href="{self.played[0].name}#t={row.start_s / self.playing_speed:.2f},{row.end_s / self.playing_speed:.2f}">{_clock(row.start_s)}</a></td><td>{_clock(row.end_s)}</td>'
                    f'<td>{escape(row.label or "silence")}</td><td>{row.probability:.2f}</td></tr>' for row in parts.head(_MOST_SEGMENTS).itertuples())
     more = f'<p>{len(parts) - _MOST_SEGMENTS} more are in timeline.csv.</p>' if len(parts) > _MOST_SEGMENTS else ''
+    regions = '' if self.boxes is None else f'Every region: <a href="regions.csv">regions.csv</a> ({len(self.boxes)}).'
     name, head = escape(Path(self.source).name if self.source else 'a recording'), '<th>from</th><th>to</th><th>explained</th><th>probability</th>'
     return ('<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f'<title>What is heard in {name}?</title>{STYLE}<body><div class="lmac"><h1>What is heard in {name}, and why</h1><p>{escape(self.sentence())}</p>'
-            f'<img src="timeline.png" alt="{escape(self.alt())}">{sounds}<p>Every window: <a href="timeline.csv">timeline.csv</a></p>'
+            f'<img src="timeline.png" alt="{escape(self.alt())}">{sounds}<p>Every window: <a href="timeline.csv">timeline.csv</a>. {regions}</p>'
             f'<h2>Segments</h2><table><tr>{head}</tr>{rows}</table>{more}</div></body></html>')
 
 @patch
@@ -668,10 +703,11 @@ def _repr_html_(self:LongExplanation):
 
 @patch
 def save(self:LongExplanation) -> Path: # the folder
-    "Write timeline.csv, timeline.png, report.html and explanation.json beside the sounds; raises `OSError`"
+    "Write timeline.csv, timeline.png, report.html, explanation.json and the regions, see `region_files`, beside the sounds; raises `OSError`"
     table = self.timeline.round({c: 3 if c.endswith('_s') else 5 for c in self.timeline.select_dtypes('number')})
-    return write_files(self.folder, {'timeline.csv': table.to_csv(index=False).encode(), 'timeline.png': self.png(),
-                                     'report.html': self.report().encode(), 'explanation.json': json.dumps(self.summary(), indent=1).encode()})
+    boxes = {} if self.boxes is None else region_files(self.boxes, Path(self.source or '').name)
+    return write_files(self.folder, boxes | {'timeline.csv': table.to_csv(index=False).encode(), 'timeline.png': self.png(),
+                                             'report.html': self.report().encode(), 'explanation.json': json.dumps(self.summary(), indent=1).encode()})
 
 @patch(cls_method=True)
 def load(cls:LongExplanation,
@@ -682,7 +718,8 @@ def load(cls:LongExplanation,
     if not (folder / 'timeline.csv').is_file():
         raise FileNotFoundError(f"No explanation of a long recording in {folder}: there is no timeline.csv. Make one with explain_stream.")
     known = json.loads((folder / 'explanation.json').read_text())
-    return cls(folder=folder, timeline=pd.read_csv(folder / 'timeline.csv'), **{k: v for k, v in known.items() if k in names})
+    boxes = pd.read_csv(folder / 'regions.csv', keep_default_na=False) if (folder / 'regions.csv').is_file() else None
+    return cls(folder=folder, timeline=pd.read_csv(folder / 'timeline.csv'), boxes=boxes, **{k: v for k, v in known.items() if k in names})
 
 # %% ../../nbs/scale/long.ipynb #08long082
 @patch
@@ -793,6 +830,7 @@ def explain_stream(
     progress:bool=True, # show a progress bar, in seconds of sound
     time_expansion:float=None, # how many times slower than life a file is; None: as its metadata say, see `load_audio`
     speed:float=None, # factor at which it is to be heard: 0.1 is ten times slower; None: `listening_speed` of the explanation
+    regions:dict=None, # settings of `RegionStream`: threshold, gap_s, gap_hz, min_share
 ) -> LongExplanation: # which refers to the files in the folder
     "Explain a recording of any length from file to file, in memory that does not grow with it; raises as `LMAC.explain`"
     if explainer.provenance.get('untrained'): warnings.warn("This explainer's decoder is not trained: its masks mean nothing. Train it with fit.", stacklevel=2)
@@ -804,12 +842,12 @@ def explain_stream(
     if contrast is not None and target is None: raise ValueError("A contrast class needs a target: name the target too. Found: target=None.")
     masks = MaskStream(explainer, *plan, target, threshold, score_parts, batch_size, contrast)
     with sound_blocks(source, sample_rate, block_s, time_expansion) as (rate, n, blocks):
-        stream = ExplanationStream(masks, rate, native_rate)
+        stream = ExplanationStream(masks, rate, native_rate, regions)
         with closing(_with_progress(blocks, rate, n, progress)) as blocks: gain, speed = _write_stream(stream, blocks, Path(out_folder), suffix, speed)
     source = str(source) if isinstance(source, (str, Path)) else None
     target, contrast = (None if k is None else explainer.labels[k] for k in (target, contrast))
     duration_s, window_s = stream.down.n_taken / rate, window_s or explainer.classifier.duration_s
     found = LongExplanation(Path(out_folder), _timeline(masks.rows, explainer, duration_s), list(explainer.labels), source, target, contrast, threshold,
-                            duration_s, window_s, overlap, stream.sample_rate, 20 * math.log10(gain), time.perf_counter() - began, suffix, speed, time_expansion)
+                            duration_s, window_s, overlap, stream.sample_rate, 20 * math.log10(gain), time.perf_counter() - began, suffix, speed, time_expansion, stream.regions.finish(duration_s, plan[0]))
     found.save()
     return found

@@ -95,6 +95,7 @@ function lmacPlayer(figure) {
     shownClass = c
     figure.dataset.shown = classes().length ? c : ''
     for (const layer of figure.querySelectorAll('.lmac-mask[data-class]')) layer.hidden = layer.dataset.class !== c
+    for (const box of figure.querySelectorAll('.lmac-boxes [data-class]')) box.hidden = c !== 'all' && box.dataset.class !== c
     const says = classes().find((b) => b.dataset.class === c)?.dataset.says
     if (says !== undefined) $('.lmac-says').textContent = says
     buttons.replaceChildren(...audible().map((k, i) => element('button', { type: 'button', title: `key ${i + 1}`, 'data-sound': k, onclick: () => choose(k) },
@@ -173,6 +174,7 @@ function lmacPlayer(figure) {
     for (const mask of figure.querySelectorAll('.lmac-mask')) mask.style.opacity = value
     if (opacity) opacity.value = value
   }
+  function showRegions(on) { regionBox.checked = on; figure.toggleAttribute('data-no-boxes', !on) }   // on the figure, which an update leaves as it is
   function wav() {                                          // what is heard, as 16-bit PCM
     const buffer = buffers[current], samples = buffer.getChannelData(0), gain = matched ? levels[current] : 1
     const data = new DataView(new ArrayBuffer(44 + 2 * samples.length))
@@ -205,6 +207,8 @@ function lmacPlayer(figure) {
   if (opacity) tools.append(element('label', {}, 'mask ', opacity))
   const speeds = element('select', { class: 'lmac-speeds', onchange: (e) => { chosen = true; setSpeed(+e.target.value) } })
   if (figure.dataset.speeds) tools.append(element('label', {}, 'speed ', speeds))
+  const regionBox = element('input', { type: 'checkbox', checked: '', onchange: (e) => showRegions(e.target.checked) }), regionLabel = element('label', {}, regionBox, ' regions')
+  tools.append(regionLabel)
   tools.append(element('button', { type: 'button', onclick: download }, 'Download'))
 
   function place() {                                        // the playhead alone, once per frame
@@ -267,7 +271,7 @@ function lmacPlayer(figure) {
     const step = (e.shiftKey ? 0.05 : 0.5) * speed
     const keys = {
       ArrowLeft: () => seek(position() - step), ArrowRight: () => seek(position() + step), Home: () => seek(0), End: () => seek(duration()),
-      Escape: () => setLoop(null), m: () => match(!matched), ' ': () => (playing ? pause() : play()),
+      Escape: () => setLoop(null), m: () => match(!matched), b: () => showRegions(!regionBox.checked), ' ': () => (playing ? pause() : play()),
       ...(classes().length && { c: nextClass }),
     }
     const act = /^[1-9]$/.test(e.key) && +e.key <= audible().length ? () => choose(audible()[+e.key - 1]) : keys[e.key]
@@ -289,6 +293,7 @@ function lmacPlayer(figure) {
     show(classes().some((b) => b.dataset.class === shownClass) ? shownClass : 'all')
     if (!audible().includes(current)) current = 0
     ready = null
+    regionLabel.hidden = !$('.lmac-boxes div')
     render()
   }
   async function update(html) {                             // new pictures and sounds; the position, the choice and the loop stay
@@ -318,8 +323,8 @@ function lmacPlayer(figure) {
   setOpacity(0.7)
   adopt()
   return (figure.lmac = {
-    play, pause, seek, choose, select, match, setLoop, setSpeed, setOpacity, update, decode, wav, position,
-    get state() { return { playing, current, name: names[current], label: label(current), class: classes().length ? shownClass : null, loop, matched, speed, level: matched ? levels[current] : 1, position: position() } },
+    play, pause, seek, choose, select, match, setLoop, setSpeed, setOpacity, showRegions, update, decode, wav, position,
+    get state() { return { playing, current, name: names[current], label: label(current), class: classes().length ? shownClass : null, loop, matched, regions: regionBox.checked, speed, level: matched ? levels[current] : 1, position: position() } },
     get buffers() { return buffers },
   })
 }
