@@ -46,6 +46,7 @@ class Explanation:
     contrast_heard: float = None # its probability on `audio` analysed again
     at_s: tuple = None # stretch of time in seconds that was asked about; None: the whole
     heard_s: float = None # seconds of a recording that the classifier hears; None: all
+    padded_s: float = None # seconds to which a shorter clip is padded with what the classifier hears as sound; None: with silence, or not at all
     playable: bool = field(default=True) # embed players when shown in Jupyter
 
 
@@ -80,6 +81,11 @@ def n_frames(self:Explanation):
 def heard_frames(self:Explanation):
     "Frames of the clip that the classifier hears"
     return self.n_frames if self.heard_s is None else min(self.n_frames, 1 + int(self.heard_s * self.sample_rate / self.hop_length))
+
+@patch(as_prop=True)
+def padding_s(self:Explanation):
+    "Seconds of padding after the clip that the classifier hears as sound"
+    return max(0., (self.padded_s or 0.) - self.duration_s)
 
 @patch(as_prop=True)
 def kept(self:Explanation):
@@ -136,7 +142,7 @@ def summary(self:Explanation) -> dict: # plain numbers and strings
                 probability_masked_in=self.probability_masked_in, probability_masked_out=self.probability_masked_out,
                 probability_heard=self.probability_heard, verdict=self.verdict, mask_mean=self.kept, threshold=self.threshold,
                 contrast=self.contrast, probability_contrast=self.probability_contrast, probability_contrast_heard=self.contrast_heard,
-                gain_db=self.gain_db, silent=self.silent, sample_rate=self.sample_rate, duration_s=self.duration_s,
+                gain_db=self.gain_db, silent=self.silent, sample_rate=self.sample_rate, duration_s=self.duration_s, heard_s=self.heard_s, padding_s=self.padding_s,
                 probabilities={self.labels[i]: self.probabilities[i].item() for i in ranked}, lmac_version=__version__)
 
 @patch
@@ -144,6 +150,7 @@ def sentence(self:Explanation) -> str: # a sentence
     "The explanation in words"
     if self.silent: return f"The recording is silent. There is nothing to explain: {self.label!r} is what the classifier says to silence."
     when = f" from {self.at_s[0]:.2f} to {self.at_s[1]:.2f} s" if self.at_s else f" of the first {self.heard_s:.1f} s, which is what it hears," if self.heard_frames < self.n_frames else ""
+    if self.padding_s: when += f" of the clip and {self.padding_s:.1f} s of padding, which it hears as sound,"
     says = f"The classifier says {self.predicted_label!r}{when} with a probability of {self.probabilities.max():.2f}"
     if self.contrast:
         return (f"{says}. This is what speaks for {self.label!r} rather than {self.contrast!r}: on the input they have {self.probability:.2f} "
@@ -173,8 +180,12 @@ def figure(self:Explanation,
     masked = apply_mask(self.magnitude, self.mask, self.domain)
     show_spectrogram(masked[:, :frames], rate, hop, ax=axes[2], reference=peak,
                      title=f"The explanation: {self.label}, {self.probability_heard:.0%} as heard")
-    if self.heard_frames < self.n_frames:
-        for ax in axes: ax.axvspan(self.heard_s, self.duration_s, color='white', alpha=.6, hatch='//', ec='grey')  # not heard
+    spans = [(self.heard_s, '//', 'not heard')] if self.heard_frames < self.n_frames else [(self.duration_s, '..', 'padding')] if self.padding_s else []
+    for start, hatch, what in spans:
+        end = self.duration_s + self.padding_s
+        for ax in axes: ax.axvspan(start, end, color='white', alpha=.6, hatch=hatch, ec='grey')
+        axes[0].text((start + end) / 2, self.sample_rate / 4, what, ha='center', bbox=dict(color='white'))
+        axes[0].set_xlim(0, end)
     if VERDICTS[self.verdict]: figure.suptitle(VERDICTS[self.verdict], color='tab:red', fontsize=10)
     return figure
 
