@@ -568,8 +568,7 @@ def _settle_draws(classifier, stft, waveforms, n_seeds, n_draws): # sentences
         draws = torch.stack([classifier.probabilities(_answer(classifier, stft, waveforms[:1], seed))[0] for seed in range(n_draws)])
         classifier.draws, classifier.one_by_one = n_draws, True
         where = ', '.join(k for k in names if k not in off) or 'a function that is no layer'
-        when = f" where a recording is longer than {classifier.duration_s:g} s" if waveforms.shape[1] > classifier.duration_s * classifier.sample_rate else ''
-        notes.append(f"The network draws random numbers{when} ({where}): its answer is the mean of {n_draws} draws, {n_draws} times as slow. Its probabilities differ by up to "
+        notes.append(f"The network draws random numbers ({where}): its answer is the mean of {n_draws} draws, {n_draws} times as slow. Its probabilities differ by up to "
                      f"{draws.std(0).max():.2g} (standard deviation) from draw to draw.")
     return notes
 
@@ -581,18 +580,24 @@ def settle(
     n_draws:int=8, # of random numbers, over which to average
 ) -> list: # sentences about what was found
     "Find out whether an answer depends on anything but the clip, and see to it that it doesn't; raises `ValueError` where that can't be done"
-    notes, n = [], int(classifier.duration_s * classifier.sample_rate)
-    clips = probe_clips(n)[[1, 3, 2]] * torch.tensor([.01, 1.8, 0])[:, None]
+    notes, n, fresh = [], int(classifier.duration_s * classifier.sample_rate), own_copy(classifier.model)
+    def clips_of(n): return probe_clips(n)[[1, 3, 2]] * torch.tensor([.01, 1.8, 0])[:, None]
+    clips = clips_of(n)
+    with contextlib.suppress(Exception):  # a second does, if it takes that
+        if _answer(classifier, stft, clips_of(min(n, classifier.sample_rate))).isfinite().all(): clips = clips_of(min(n, classifier.sample_rate))
     def answers(*order): return _answer(classifier, stft, clips[list(order)])
-    fresh, first = own_copy(classifier.model), answers(0, 0, 0)
+    first = answers(0, 0, 0)
     if _differ(answers(0, 0, 0), first):
         classifier.model, classifier.stateful, classifier.one_by_one = fresh, True, True
         first = answers(0, 0, 0)
         if _differ(answers(0, 0, 0), first): raise ValueError("The network says something else to the same clip each time, whatever the random numbers: it keeps a state that can't be reset.")
         notes.append("The network remembers what it heard before: each clip goes to a copy of it that remembers nothing.")
     notes += _settle_draws(classifier, stft, clips[:2], n_draws, n_draws)
-    with contextlib.suppress(Exception): notes += _settle_draws(classifier, stft, .6 * probe_clips(3 * n)[3:4], 2, n_draws)  # it takes a longer clip, and cuts it anywhere
-    alike = [first if not notes else answers(0, 0, 0), answers(1, 1, 1), answers(2, 2, 2)]
+    for longer in (2 * n, n):  # which it might cut anywhere
+        try: notes += _settle_draws(classifier, stft, clips_of(longer)[1:2], 2, n_draws)
+        except Exception: continue
+        break
+    alike = [answers(k, k, k) for k in range(3)]
     orders = () if classifier.one_by_one else ((0, 1, 2), (1, 2, 0), (2, 0, 1))
     if any(_differ(row, alike[k][i]) for order in orders for i, (k, row) in enumerate(zip(order, answers(*order)))):
         classifier.one_by_one = True
@@ -635,31 +640,33 @@ def first_input(
     return found[0].float() if found else None
 
 # %% ../nbs/05_adapters.ipynb #ca3cfd71
-def _shortest(same, length, step): # samples
-    "Where the end that changes nothing begins; same: whether silence from a sample on changes nothing"
-    low, high = 0, length  # it hears more than `low` and no more than `high`
-    while high - low > step: low, high = (low, middle) if same(middle := (low + high) // 2) else (middle, high)
-    return high
-
 @torch.no_grad()
 def heard_seconds(
     classifier:nn.Module, # a `TappedClassifier`
     stft:STFT, # its STFT
 ) -> float: # seconds from the beginning beyond which nothing changes the answer; None: all of it is heard, or it takes no longer clip than its own
-    "How much of a recording of three times the usual length, or of 40 s, a network hears"
+    "How much of a recording of twice the usual length, or of 40 s, a network hears"
     n, rate = int(classifier.duration_s * classifier.sample_rate), classifier.sample_rate
-    def noise(heard, length): # whatever comes after so many samples is silence
-        clip = probe_clips(length)[0].clone()
-        clip[heard:] = 0
-        return clip
-    for of, lengths in ((first_input, [max(3 * n, 40 * rate)]), (lambda *args: _answer(*args[:2], args[2][None]), [3 * n, n])):
-        for length in lengths:
-            try: whole, usual = (of(classifier, stft, noise(length, x)) for x in (length, n))
-            except Exception: continue
-            if of is first_input and (whole is None or whole.shape != usual.shape): continue
-            def same(heard): return torch.equal(of(classifier, stft, noise(heard, length)), whole)  # to the bit: of an untrained network the answer hardly changes at all
-            if same(length - length // 8): return _shortest(same, length - length // 8, rate / 100 if of is first_input else length / 64) / rate
-            break
+    def answer(classifier, stft, waveform): return _answer(classifier, stft, waveform[None])
+    trials = [(first_input, min(2**k * n, max(2 * n, 40 * rate)), 1e-4, rate / 100) for k in range(1, 12) if 2**(k - 1) * n < 40 * rate]
+    trials += [(answer, length, 0, length / 64) for length in (2 * n, n)]  # to the bit: of an untrained network the answer hardly changes at all
+    settled = None
+    for of, length, tolerance, step in trials:
+        if of is settled: continue
+        noise = probe_clips(length)[0]
+        try: whole, usual = of(classifier, stft, noise), of(classifier, stft, noise[:n])
+        except Exception: continue
+        if of is first_input and (whole is None or whole.shape != usual.shape):
+            settled = of  # there is no such layer, or its input grows
+            continue
+        def same(heard): # whatever comes after so many samples is silence
+            return (of(classifier, stft, noise * (torch.arange(length) < heard)) - whole).abs().max() <= tolerance * whole.abs().max()
+        high, low = length - length // 8, 0  # it hears no more than `high` and more than `low`
+        if not same(high):
+            if of is answer: return None
+            continue
+        while high - low > step: low, high = (low, middle) if same(middle := (low + high) // 2) else (middle, high)
+        return high / rate
 
 # %% ../nbs/05_adapters.ipynb #e1155140
 @torch.no_grad()
