@@ -231,6 +231,7 @@ def _probe_layers(model, front_end, stft, n_samples): # list of `_Layer`
         shape, sources = calls[0]
         layout, freq, frames, why = _infer_layout(shape, longer.get(name, [(None, None)])[0][0], _last_axis_channels(layers[name]), late.get(name), waves)
         if len(calls) > 1: layout, why = None, f'runs {len(calls)} times'
+        elif layout and shape[0] != 1: layout, why = None, 'its first axis is not that of the clips'  # patches, for instance
         elif layout and needed and name not in needed: layout, why = None, 'the output does not depend on it'
         elif layout and shape[2 if layout == 'frames' else 3 if layout.endswith('channel') else 1] < 2: layout, why = None, 'a single channel'
         elif layout and name not in learned and not sources & learned: layout, why = None, 'a feature: nothing learned comes before it'
@@ -566,10 +567,11 @@ def _settle_draws(classifier, stft, waveforms, n_seeds, n_draws): # sentences
     classifier.switched_off = [*classifier.switched_off, *off]
     if draws_lots():
         draws = torch.stack([classifier.probabilities(_answer(classifier, stft, waveforms[:1], seed))[0] for seed in range(n_draws)])
-        classifier.draws, classifier.one_by_one = n_draws, True
+        std = draws.std(0).max()
+        classifier.draws, classifier.one_by_one = n_draws if std > 1e-4 else 1, True
         where = ', '.join(k for k in names if k not in off) or 'a function that is no layer'
-        notes.append(f"The network draws random numbers ({where}): its answer is the mean of {n_draws} draws, {n_draws} times as slow. Its probabilities differ by up to "
-                     f"{draws.std(0).max():.2g} (standard deviation) from draw to draw.")
+        mean = f'the mean of {n_draws} draws, {n_draws} times as slow' if std > 1e-4 else 'that of one draw, always the same'
+        notes.append(f"The network draws random numbers ({where}): its answer is {mean}. Its probabilities differ by up to {std:.2g} (standard deviation) from draw to draw.")
     return notes
 
 # %% ../nbs/05_adapters.ipynb #68cc272b
@@ -662,7 +664,7 @@ def heard_seconds(
         def same(heard): # whatever comes after so many samples is silence
             return (of(classifier, stft, noise * (torch.arange(length) < heard)) - whole).abs().max() <= tolerance * whole.abs().max()
         high, low = length - length // 8, 0  # it hears no more than `high` and more than `low`
-        if not same(high):
+        if not same(high) or same(0):  # which is so of a network that says the same to everything
             if of is answer: return None
             continue
         while high - low > step: low, high = (low, middle) if same(middle := (low + high) // 2) else (middle, high)
@@ -680,14 +682,14 @@ def heard_padding(
     clip, other = (probe_clips(n)[0].clone() for _ in range(2))
     clip[3 * n // 4:], other[3 * n // 4:] = 0, .5 * other[3 * n // 4:]  # softer, so that it is not the loudest
     silent = F.pad(clip, (0, window - n))
-    try: found, found_other, found_silent = (first_input(classifier, stft, x) for x in (clip, other, silent))
+    try: found, found_other, found_silent, nothing = (first_input(classifier, stft, x) for x in (clip, other, silent, 0 * clip))
     except Exception: return None, notes
     if found is None: return None, notes
     def near(a, b): return (a - b).abs() <= 1e-3 * a.abs().max()
     if window > n + stft.hop_length and found.shape == found_silent.shape and not near(found, found_silent).all() and _differ(*(_answer(classifier, stft, x[None]) for x in (clip, silent))):
         notes.append(f"A clip shorter than {window / rate:.2f} s is padded with what is no silence to the network. What it says to a clip, it says to the clip and its padding.")
     grows = heard or found.numel() >= n / stft.hop_length  # of a clip's summary all of it changes
-    if grows and near(found, found_other).float().mean() < .25:
+    if grows and near(found, found_other)[~near(found, nothing)].float().mean() < .5:  # of what the clip changes, all depends on the padding
         notes.append(f"A clip shorter than {window / rate:.2f} s is normalised together with its padding: the more of it, the louder the clip.")
     return window / rate if notes else None, notes
 
