@@ -323,7 +323,7 @@ def with_taps(self:TappedClassifier,
         logits, maps = zip(*[self.with_taps(*clip) for clip in self.each(magnitude, phase)])
         return torch.cat(logits), [torch.cat(m) for m in zip(*maps)]
     with tapped(self.model, self.taps) as outputs: logits = self.one_pass(magnitude, phase)
-    if self.draws: logits = self(magnitude, phase)
+    if self.draws > 1: logits = self(magnitude, phase)
     maps = [one_map(outputs[name], name, layout, magnitude.shape[-1]).to(magnitude.dtype) for name, layout in self.layouts.items()]
     return logits, [guide_map(magnitude), *maps] if self.guide else maps
 
