@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Resynthesis', 'SpectrogramImage', 'flip_frequency', 'ChannelAxis', 'LinearSpectrogram', 'Dependencies',
            'probe_features', 'TapProposal', 'propose_taps', 'unwrap', 'probe_clips', 'fit_input', 'probe_output',
-           'check_gradient', 'measure_frequencies', 'settle', 'is_gain_invariant', 'heard_seconds', 'default_labels']
+           'check_gradient', 'measure_frequencies', 'own_copy', 'settle', 'is_gain_invariant', 'first_input',
+           'heard_seconds', 'heard_padding', 'examine', 'default_labels']
 
 # %% ../nbs/05_adapters.ipynb #04adapters002
-import contextlib
+import contextlib, copy
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .audio import check_sample_rate
-from .classifier import as_dtype_of, first_tensor, get_layer, seeded, select_output
+from .classifier import as_dtype_of, first_tensor, get_layer, private_copy, seeded, select_output
 from .spectrogram import STFT
 
 # %% ../nbs/05_adapters.ipynb #04adapters006
@@ -230,6 +231,7 @@ def _probe_layers(model, front_end, stft, n_samples): # list of `_Layer`
         shape, sources = calls[0]
         layout, freq, frames, why = _infer_layout(shape, longer.get(name, [(None, None)])[0][0], _last_axis_channels(layers[name]), late.get(name), waves)
         if len(calls) > 1: layout, why = None, f'runs {len(calls)} times'
+        elif layout and shape[0] != 1: layout, why = None, 'its first axis is not that of the clips'  # patches, for instance
         elif layout and needed and name not in needed: layout, why = None, 'the output does not depend on it'
         elif layout and shape[2 if layout == 'frames' else 3 if layout.endswith('channel') else 1] < 2: layout, why = None, 'a single channel'
         elif layout and name not in learned and not sources & learned: layout, why = None, 'a feature: nothing learned comes before it'
@@ -540,6 +542,38 @@ def _random_layers(classifier, magnitude, phase): # names, and those of them tha
     names = [k for k in first if k in second and first[k][0] == second[k][0] and first[k][1] != second[k][1]]
     return names, [k for k in names if any(word in type(first[k][2]).__name__.lower() for word in _AUGMENTATIONS)]
 
+# %% ../nbs/05_adapters.ipynb #72c77728
+def own_copy(
+    model:nn.Module, # any
+) -> nn.Module: # shares the weights
+    "A `private_copy` to try things on; of scripted layers, which can't share weights with one, there is one only"
+    if not any(isinstance(layer, torch.jit.ScriptModule) for layer in model.modules()):
+        with contextlib.suppress(Exception): return private_copy(model)
+    return copy.copy(model)
+
+def _answer(classifier, stft, waveforms, seed=0): # logits
+    with seeded(seed): return classifier(*stft(waveforms.to(stft.window.device)))
+
+def _differ(a, b): return not torch.allclose(a, b, rtol=1e-5, atol=1e-6 * (1 + b.nan_to_num().abs().max().item()), equal_nan=True)
+
+def _settle_draws(classifier, stft, waveforms, n_seeds, n_draws): # sentences
+    "Switch layers of augmentation off, and average where an answer is random all the same"
+    def draws_lots():
+        same = _answer(classifier, stft, waveforms)
+        return any(_differ(_answer(classifier, stft, waveforms, seed), same) for seed in range(1, n_seeds))
+    if classifier.draws or not draws_lots(): return []
+    names, off = _random_layers(classifier, *stft(waveforms.to(stft.window.device)))
+    notes = [f"Layers of augmentation, which stay random in eval(), are switched off: {', '.join(off)}."] if off else []
+    classifier.switched_off = [*classifier.switched_off, *off]
+    if draws_lots():
+        draws = torch.stack([classifier.probabilities(_answer(classifier, stft, waveforms[:1], seed))[0] for seed in range(n_draws)])
+        std = draws.std(0).max()
+        classifier.draws, classifier.one_by_one = n_draws if std > 1e-4 else 1, True
+        where = ', '.join(k for k in names if k not in off) or 'a function that is no layer'
+        mean = f'the mean of {n_draws} draws, {n_draws} times as slow' if std > 1e-4 else 'that of one draw, always the same'
+        notes.append(f"The network draws random numbers ({where}): its answer is {mean}. Its probabilities differ by up to {std:.2g} (standard deviation) from draw to draw.")
+    return notes
+
 # %% ../nbs/05_adapters.ipynb #68cc272b
 @torch.no_grad()
 def settle(
@@ -548,30 +582,26 @@ def settle(
     n_draws:int=8, # of random numbers, over which to average
 ) -> list: # sentences about what was found
     "Find out whether an answer depends on anything but the clip, and see to it that it doesn't; raises `ValueError` where that can't be done"
-    clips = probe_clips(int(classifier.duration_s * classifier.sample_rate))[[1, 3, 2]] * torch.tensor([.01, 1.8, 0])[:, None]
-    def answers(*order, seed=0):
-        magnitude, phase = stft(clips[list(order)].to(stft.window.device))
-        with seeded(seed): return classifier(magnitude, phase)
-    def differ(a, b): return not torch.allclose(a, b, rtol=1e-5, atol=1e-6 * (1 + b.nan_to_num().abs().max().item()), equal_nan=True)
-    notes, one = [], stft(clips[:1].to(stft.window.device))
-    if differ(answers(0, 0, 0), answers(0, 0, 0)):
-        classifier.stateful = classifier.one_by_one = True
-        if differ(answers(0, 0, 0), answers(0, 0, 0)): raise ValueError("The network says something else to the same clip each time, whatever the random numbers: it keeps a state that can't be reset.")
+    notes, n, fresh = [], int(classifier.duration_s * classifier.sample_rate), own_copy(classifier.model)
+    def clips_of(n): return probe_clips(n)[[1, 3, 2]] * torch.tensor([.01, 1.8, 0])[:, None]
+    clips = clips_of(n)
+    with contextlib.suppress(Exception):  # a second does, if it takes that
+        if _answer(classifier, stft, clips_of(min(n, classifier.sample_rate))).isfinite().all(): clips = clips_of(min(n, classifier.sample_rate))
+    def answers(*order): return _answer(classifier, stft, clips[list(order)])
+    first = answers(0, 0, 0)
+    if _differ(answers(0, 0, 0), first):
+        classifier.model, classifier.stateful, classifier.one_by_one = fresh, True, True
+        first = answers(0, 0, 0)
+        if _differ(answers(0, 0, 0), first): raise ValueError("The network says something else to the same clip each time, whatever the random numbers: it keeps a state that can't be reset.")
         notes.append("The network remembers what it heard before: each clip goes to a copy of it that remembers nothing.")
-    def draws_lots(): return any(differ(answers(0, 0, 0), answers(0, 0, 0, seed=k)) for k in range(1, n_draws))
-    if draws_lots():
-        names, off = _random_layers(classifier, *one)
-        classifier.switched_off = off
-        if off: notes.append(f"Layers of augmentation, which stay random in eval(), are switched off: {', '.join(off)}.")
-        if draws_lots():
-            draws = torch.stack([classifier.probabilities(answers(0, seed=k))[0] for k in range(n_draws)])
-            classifier.draws, classifier.one_by_one = n_draws, True
-            where = ', '.join(k for k in names if k not in off) or 'a function that is no layer'
-            notes.append(f"The network draws random numbers ({where}): its answer is the mean of {n_draws} draws, {n_draws} times as slow. Its probabilities differ by up to "
-                         f"{draws.std(0).max():.2g} (standard deviation) from draw to draw.")
+    notes += _settle_draws(classifier, stft, clips[:2], n_draws, n_draws)
+    for longer in (2 * n, n):  # which it might cut anywhere
+        try: notes += _settle_draws(classifier, stft, clips_of(longer)[1:2], 2, n_draws)
+        except Exception: continue
+        break
     alike = [answers(k, k, k) for k in range(3)]
     orders = () if classifier.one_by_one else ((0, 1, 2), (1, 2, 0), (2, 0, 1))
-    if any(differ(row, alike[k][i]) for order in orders for i, (k, row) in enumerate(zip(order, answers(*order)))):
+    if any(_differ(row, alike[k][i]) for order in orders for i, (k, row) in enumerate(zip(order, answers(*order)))):
         classifier.one_by_one = True
         notes.append("The network's answer to a clip depends on those beside it in a batch: each clip goes through by itself, which is slower.")
     return notes
@@ -588,32 +618,96 @@ def is_gain_invariant(
     loud, soft = (classifier(*stft(gain * clips)) for gain in (1., 10**(gain_db / 20)))
     return bool((loud - soft).abs().mean() < .1 * (loud - loud.roll(1, 0)).abs().mean())
 
+# %% ../nbs/05_adapters.ipynb #8e282720
+class _Reached(Exception): "The first layer with weights was reached, and the rest of the network need not run"
+
+@torch.no_grad()
+def first_input(
+    classifier:nn.Module, # a `TappedClassifier`
+    stft:STFT, # its STFT
+    waveform:Tensor, # `(time,)`
+) -> Tensor: # in the layer's own axes; None: no such layer ran
+    "What the first layer with weights gets of a waveform"
+    found, handles = [], []
+    def hook(layer, args, kwargs):
+        found.extend(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point())
+        raise _Reached
+    for layer in classifier.model.modules():
+        if not isinstance(layer, torch.jit.ScriptModule) and next(layer.children(), None) is None and next(layer.parameters(), None) is not None:
+            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+    try:
+        with contextlib.suppress(_Reached), seeded(0): classifier.one_pass(*stft(waveform[None].to(stft.window.device)))
+    finally:
+        for handle in handles: handle.remove()
+    return found[0].float() if found else None
+
 # %% ../nbs/05_adapters.ipynb #ca3cfd71
 @torch.no_grad()
 def heard_seconds(
     classifier:nn.Module, # a `TappedClassifier`
     stft:STFT, # its STFT
 ) -> float: # seconds from the beginning beyond which nothing changes the answer; None: all of it is heard, or it takes no longer clip than its own
-    "How much of a recording of three times the usual length a network hears"
-    n = int(classifier.duration_s * classifier.sample_rate)
-    def answer(heard, length): # whatever comes after so many samples is silence
-        clip = probe_clips(length)[:1].clone()
-        clip[:, heard:] = 0
-        with seeded(0): return classifier(*stft(clip.to(stft.window.device)))
-    pool, classifier.pool = classifier.pool, 'mean'  # of frames all count: the highest may come before the silence
-    try: n_heard = _n_heard(answer, (3 * n, n))
-    finally: classifier.pool = pool
-    return n_heard and n_heard / classifier.sample_rate
-
-def _n_heard(answer, lengths): # samples that count of a clip of the first length that is taken; None: all
-    for length in lengths:
-        try: whole = answer(length, length)
+    "How much of a recording of twice the usual length, or of 40 s, a network hears"
+    n, rate = int(classifier.duration_s * classifier.sample_rate), classifier.sample_rate
+    def answer(classifier, stft, waveform):
+        pool, classifier.pool = classifier.pool, 'mean'  # of frames all count: the highest may come before the silence
+        try: return _answer(classifier, stft, waveform[None])
+        finally: classifier.pool = pool
+    trials = [(first_input, min(2**k * n, max(2 * n, 40 * rate)), 1e-4, rate / 100) for k in range(1, 12) if 2**(k - 1) * n < 40 * rate]
+    trials += [(answer, length, 0, length / 64) for length in (2 * n, n)]  # to the bit: of an untrained network the answer hardly changes at all
+    settled = None
+    for of, length, tolerance, step in trials:
+        if of is settled: continue
+        noise = probe_clips(length)[0]
+        try: whole, usual = of(classifier, stft, noise), of(classifier, stft, noise[:n])
         except Exception: continue
-        def same(heard): return torch.equal(answer(heard, length), whole)  # to the bit: of an untrained network the answer hardly changes at all
-        if not same(length - length // 8): return None
-        low, high = 0, length - length // 8  # it hears more than `low` and no more than `high`
-        while high - low > length / 64: low, high = (low, middle) if same(middle := (low + high) // 2) else (middle, high)
-        return high
+        if of is first_input and (whole is None or whole.shape != usual.shape):
+            settled = of  # there is no such layer, or its input grows
+            continue
+        def same(heard): # whatever comes after so many samples is silence
+            return (of(classifier, stft, noise * (torch.arange(length) < heard)) - whole).abs().max() <= tolerance * whole.abs().max()
+        high, low = length - length // 8, 0  # it hears no more than `high` and more than `low`
+        if not same(high) or same(0):  # which is so of a network that says the same to everything
+            if of is answer: return None
+            continue
+        while high - low > step: low, high = (low, middle) if same(middle := (low + high) // 2) else (middle, high)
+        return high / rate
+
+# %% ../nbs/05_adapters.ipynb #e1155140
+@torch.no_grad()
+def heard_padding(
+    classifier:nn.Module, # a `TappedClassifier`, whose `heard_s` is known
+    stft:STFT, # its STFT
+) -> tuple: # seconds to which a shorter clip is padded with what is heard as sound, or None; sentences
+    "Whether an answer depends on what a short clip is padded with"
+    n, rate, heard = int(classifier.duration_s * classifier.sample_rate), classifier.sample_rate, classifier.heard_s or 0.
+    window, notes = max(n, round(heard * rate)), []
+    clip, other = (probe_clips(n)[0].clone() for _ in range(2))
+    clip[3 * n // 4:], other[3 * n // 4:] = 0, .5 * other[3 * n // 4:]  # softer, so that it is not the loudest
+    silent = F.pad(clip, (0, window - n))
+    try: found, found_other, found_silent, nothing = (first_input(classifier, stft, x) for x in (clip, other, silent, 0 * clip))
+    except Exception: return None, notes
+    if found is None: return None, notes
+    def near(a, b): return (a - b).abs() <= 1e-3 * a.abs().max()
+    if window > n + stft.hop_length and found.shape == found_silent.shape and not near(found, found_silent).all() and _differ(*(_answer(classifier, stft, x[None]) for x in (clip, silent))):
+        notes.append(f"A clip shorter than {window / rate:.2f} s is padded with what is no silence to the network. What it says to a clip, it says to the clip and its padding.")
+    grows = heard or found.numel() >= n / stft.hop_length  # of a clip's summary all of it changes
+    if grows and near(found, found_other)[~near(found, nothing)].float().mean() < .5:  # of what the clip changes, all depends on the padding
+        notes.append(f"A clip shorter than {window / rate:.2f} s is normalised together with its padding: the more of it, the louder the clip.")
+    return window / rate if notes else None, notes
+
+# %% ../nbs/05_adapters.ipynb #984dbd9e
+def examine(
+    classifier:nn.Module, # a `TappedClassifier`; the attributes in `ANSWER` are set, and `examined`
+    stft:STFT, # its STFT
+) -> nn.Module: # the same
+    "Find out what an answer depends on beside the clip, and get the clip's own; raises `ValueError` where that can't be done"
+    notes = settle(classifier, stft)
+    classifier.heard_s = heard_seconds(classifier, stft)
+    if classifier.heard_s: notes.append(f"The network hears the first {classifier.heard_s:.2f} s of a recording, and nothing after.")
+    classifier.padded_s, more = heard_padding(classifier, stft)
+    classifier.notes, classifier.examined = [*classifier.notes, *notes, *more], True
+    return classifier
 
 # %% ../nbs/05_adapters.ipynb #61c78081
 def default_labels(

@@ -53,6 +53,7 @@ class Explanation(Shown):
     contrast_heard: float = None # its probability on `audio` analysed again
     at_s: tuple = None # stretch of time in seconds that was asked about; None: the whole
     heard_s: float = None # seconds of a recording that the classifier hears; None: all
+    padded_s: float = None # seconds to which a shorter clip is padded with what the classifier hears as sound; None: with silence, or not at all
     playable: bool = field(default=True) # embed players when shown in Jupyter
     speed: float = None # factor at which it is played: 0.1 is ten times slower; None: chosen, see `playing_speed`
 
@@ -92,6 +93,11 @@ def n_frames(self:Explanation):
 def heard_frames(self:Explanation):
     "Frames of the clip that the classifier hears"
     return self.n_frames if self.heard_s is None else min(self.n_frames, 1 + int(self.heard_s * self.sample_rate / self.hop_length))
+
+@patch(as_prop=True)
+def padding_s(self:Explanation):
+    "Seconds of padding after the clip that the classifier hears as sound"
+    return max(0., (self.padded_s or 0.) - self.duration_s)
 
 @patch(as_prop=True)
 def kept(self:Explanation):
@@ -153,13 +159,14 @@ def summary(self:Explanation) -> dict: # plain numbers and strings
                 probability_masked_in=self.probability_masked_in, probability_masked_out=self.probability_masked_out,
                 probability_heard=self.probability_heard, verdict=self.verdict, mask_mean=self.kept, threshold=self.threshold,
                 contrast=self.contrast, probability_contrast=self.probability_contrast, probability_contrast_heard=self.contrast_heard,
-                gain_db=self.gain_db, silent=self.silent, sample_rate=self.sample_rate, duration_s=self.duration_s, playing_speed=self.playing_speed,
+                gain_db=self.gain_db, silent=self.silent, sample_rate=self.sample_rate, duration_s=self.duration_s, heard_s=self.heard_s, padding_s=self.padding_s, playing_speed=self.playing_speed,
                 probabilities={self.labels[i]: self.probabilities[i].item() for i in ranked}, lmac_version=__version__)
 
 @patch
 def decision(self:Explanation) -> str: # a sentence without its full stop
     "What the classifier says, in words"
     when = f" from {self.at_s[0]:.2f} to {self.at_s[1]:.2f} s" if self.at_s else f" of the first {self.heard_s:.1f} s, which is what it hears," if self.heard_frames < self.n_frames else ""
+    if self.padding_s: when += f" of the clip and {self.padding_s:.1f} s of padding, which it hears as sound,"
     return f"The classifier says {self.predicted_label!r}{when} with a probability of {self.probabilities.max():.2f}"
 
 @patch
@@ -276,6 +283,15 @@ def show_regions(
     return ax
 
 # %% ../nbs/10_explanation.ipynb #10explanationx039
+def _hatch(explanation, axes):
+    "Hatch and name what is not heard of a clip, or is heard besides it"
+    start, hatch, what = (explanation.heard_s, '//', 'not heard') if explanation.heard_frames < explanation.n_frames else (explanation.duration_s, '..', 'padding')
+    end = explanation.duration_s + explanation.padding_s
+    if what == 'padding' and not explanation.padding_s: return
+    for ax in axes: ax.axvspan(start, end, color='white', alpha=.6, hatch=hatch, ec='grey')
+    axes[0].text((start + end) / 2, explanation.sample_rate / 4, what, ha='center', bbox=dict(color='white'))
+    axes[0].set_xlim(0, end)
+
 @patch
 def figure(self:Explanation,
     width:float=9., # inches
@@ -292,8 +308,7 @@ def figure(self:Explanation,
     show_mask(self.mask[:, :frames], rate, hop, ax=axes[1], title=f"The {kind}: {self.kept:.0%} is kept")
     show_spectrogram(self.masked_in[:, :frames], rate, hop, ax=axes[2], reference=peak,
                      title=f"The explanation: {self.label}, {self.probability_heard:.0%} as heard")
-    if self.heard_frames < self.n_frames:
-        for ax in axes: ax.axvspan(self.heard_s, self.duration_s, color='white', alpha=.6, hatch='//', ec='grey')  # not heard
+    _hatch(self, axes)
     if VERDICTS[self.verdict]: figure.suptitle(VERDICTS[self.verdict], color='tab:red', fontsize=10)
     return figure
 
@@ -521,8 +536,7 @@ def figure(self:Explanations,
     show_masks(first.magnitude[:, frames], masks, coloured.targets, *args, ax=axes[0], title='The input, and what speaks for each class')
     for ex, ax in zip(self, axes[1:]):
         show_spectrogram(ex.masked_in[:, frames], *args, ax=ax, reference=peak, title=f"{ex.label}, {ex.probability:.0%}: {ex.kept:.0%} is kept, {ex.probability_heard:.0%} as heard")
-    if first.heard_frames < first.n_frames:
-        for ax in axes: ax.axvspan(first.heard_s, first.duration_s, color='white', alpha=.6, hatch='//', ec='grey')  # not heard
+    _hatch(first, axes)
     return figure
 
 # %% ../nbs/10_explanation.ipynb #7624f43b

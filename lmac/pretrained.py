@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'CARD', 'SAMPLE', 'write_together', 'write_files', 'check_sha256', 'module_bytes', 'sha256_of',
            'load_weights', 'explainer_files', 'save_classifier', 'save_explainer', 'explainer_folder', 'config_errors',
-           'load_classifier', 'load_explainer', 'model_card']
+           'with_answer', 'load_classifier', 'load_explainer', 'model_card']
 
 # %% ../nbs/09_pretrained.ipynb #09pretrainedx003
-import hashlib, json, os, tempfile
+import copy, hashlib, json, os, tempfile
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +20,7 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 
 from . import __version__
 from .audio import write_atomically
-from .classifier import Cnn14, TappedClassifier
+from .classifier import ANSWER, Cnn14, TappedClassifier
 from .decoder import DECODER_SETTINGS, MaskDecoder
 from .spectrogram import STFT, LogMel
 
@@ -90,7 +90,8 @@ def config(self:TappedClassifier) -> dict: # what makes the same one again, but 
     known = isinstance(self.model, Cnn14) and isinstance(self.front_end, LogMel) and isinstance(self.map_layout, str)
     return dict(architecture='Cnn14' if known else None, network=self.model.config if known else None,
                 front_end=self.front_end.config if known else None, taps=list(self.taps), labels=list(self.labels),
-                sample_rate=self.sample_rate, map_layout=self.map_layout if known else None, duration_s=self.duration_s, multi_label=self.multi_label)
+                sample_rate=self.sample_rate, map_layout=self.map_layout if known else None, duration_s=self.duration_s, multi_label=self.multi_label,
+                answer={k: getattr(self, k) for k in ANSWER} if self.examined else None)
 
 def explainer_files(
     classifier:TappedClassifier, # frozen classifier with taps
@@ -160,6 +161,17 @@ def config_errors(file):
     except (json.JSONDecodeError, KeyError, TypeError) as e:
         raise ValueError(f"{file} is not the configuration of an explainer ({type(e).__name__}: {e}).") from e
 
+# %% ../nbs/09_pretrained.ipynb #6aecf865
+def with_answer(
+    classifier:TappedClassifier, # frozen classifier with taps
+    answer:dict, # what `examine` had found, with the names of `ANSWER`; None: it was not called
+) -> TappedClassifier: # one that shares all weights, and itself if there is nothing to change
+    "The classifier, with what is known about how to get a clip's own answer; one that was handed in stays as it is"
+    if answer is None or answer == {k: getattr(classifier, k) for k in answer}: return classifier
+    classifier = copy.copy(classifier)
+    for k, v in (answer | dict(examined=True)).items(): setattr(classifier, k, v)
+    return classifier
+
 # %% ../nbs/09_pretrained.ipynb #09pretrainedx018
 def load_classifier(
     folder:Path, # with a config.json
@@ -172,7 +184,7 @@ def load_classifier(
         stft, parts = STFT(**config['stft']), config['classifier']
         if classifier is not None:
             check_sha256(module_bytes(classifier.model), parts['sha256'], 'The classifier handed in')
-            return classifier, stft, config
+            return with_answer(classifier, parts.get('answer')), stft, config
         if parts['architecture'] != 'Cnn14':
             raise ValueError("This explainer was made for a classifier of your own, whose code is not in the folder: "
                              "LMAC.from_pretrained(folder, classifier=your_tapped_classifier).")
@@ -182,7 +194,7 @@ def load_classifier(
         model, front_end = Cnn14(**parts['network']), LogMel(**parts['front_end'])
         load_weights(model, folder / parts['file'], parts['sha256'])
         settings = {k: parts[k] for k in ('taps', 'labels', 'sample_rate', 'map_layout', 'duration_s')} | dict(multi_label=parts.get('multi_label', False))
-        return TappedClassifier(model, front_end, **settings), stft, config
+        return with_answer(TappedClassifier(model, front_end, **settings), parts.get('answer')), stft, config
 
 # %% ../nbs/09_pretrained.ipynb #09pretrainedx019
 def load_explainer(
@@ -217,7 +229,7 @@ from lmac.explain import LMAC
 explainer = LMAC.from_pretrained('user/name'{own})   # the name of this page
 explainer.explain('recording.wav')
 ```
-{sample}
+{sample}{besides}
 ## Numbers
 
 {numbers}
@@ -253,6 +265,7 @@ def model_card(
     table = ['| number | on the test data |', '| --- | --- |', *(f'| {k} | {v:.4g} |' for k, v in (test or {}).items())]
     own = '' if include_classifier and classifier.config['architecture'] else ', classifier=yours'
     names = ', '.join(classifier.labels[:50]) + (', …' if len(classifier.labels) > 50 else '')
-    return CARD.format(licence=licence, first=classifier.labels[0], n=len(classifier.labels), rate=classifier.sample_rate, labels=names, own=own, sample=sample,
+    besides = ''.join(f'\n- {note}' for note in classifier.notes)
+    return CARD.format(besides=f'\n## What the classifier hears besides the clip\n{besides}\n' if besides and classifier.examined else '', licence=licence, first=classifier.labels[0], n=len(classifier.labels), rate=classifier.sample_rate, labels=names, own=own, sample=sample,
                        numbers='\n'.join(table) if test else 'None were measured.',
                        made=f'```json\n{json.dumps(made, indent=1)}\n```' if made else 'That was not written down.')

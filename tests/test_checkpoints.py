@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import lmac.models.checkpoints as checkpoints
+from lmac.adapters import Resynthesis
 from lmac.audio import make_scene
 from lmac.models.checkpoints import (PANNS, PSI_TAPS, POOLS, PublishedFile, PublishedDecoder, array_globals, checkpoint_kind, extractor_features, fetch_published,
                               from_panns, from_speechbrain, from_transformers, lmac_from_speechbrain, panns_network, panns_settings, read_checkpoint,
@@ -491,8 +492,9 @@ def test_transformers_logits(hf, kind):
     assert all(p.grad is None for p in model.parameters())
     columns, rows = dict(ast=(13, 12), whisper=(65, 1)).get(kind.split()[0], (64, 1))   # 128 frames of Kaldi's in 13 columns; 1.3 s in frames of 20 ms
     if kind == "ast other grid": columns, rows = 16, 4
-    assert {tuple(m.shape) for m in maps} == {(2, 32, rows, columns)}
+    assert {tuple(m.shape) for m in maps[classifier.guide:]} == {(2, 32, rows, columns)} and classifier.guide == (rows == 1)
     decoder = MaskDecoder.for_classifier(classifier, stft)
+    assert decoder.guide == classifier.guide and (not decoder.guide or tuple(maps[0].shape) == (2, 2, *magnitude.shape[1:]))   # the spectrogram comes first
     assert decoder(maps, magnitude.shape[-1], torch.tensor([0, 1])).shape == magnitude.shape
 
 
@@ -505,6 +507,86 @@ def test_transformers_features(hf, kind, duration_s):
     expected = next(iter(extractor(clip[0].numpy(), sampling_rate=16000, return_tensors="pt").values()))
     torch.testing.assert_close(extractor_features(extractor)(clip), expected, rtol=0, atol=1e-4)
     assert expected.std() > .01
+
+
+def ten_clips(rate, window_s):
+    "Silence, short, long, quiet and odd ones"
+    noise = lambda duration_s, level=.1, g=torch.Generator().manual_seed(0): level * torch.randn(int(duration_s * rate), generator=g)
+    tone = torch.sin(.17 * torch.arange(rate))
+    return dict(silence=torch.zeros(rate), noise=noise(1.), short=noise(.05), odd=noise(.7)[:-37], quiet=noise(1., 1e-4), very_quiet=noise(1., 1e-7), tone=tone,
+                offset=.3 + noise(.5), half=torch.cat([noise(.5), torch.zeros(rate//2)]), long=noise(1.7 * window_s))
+
+EXTRACTORS = {"AST": ("ASTFeatureExtractor", dict(max_length=200)), "AST as it is": ("ASTFeatureExtractor", dict(max_length=200, do_normalize=False)),
+              "wav2vec 2.0": ("Wav2Vec2FeatureExtractor", dict(do_normalize=True)), "wav2vec 2.0, mask": ("Wav2Vec2FeatureExtractor", dict(return_attention_mask=True)),
+              "HuBERT": ("Wav2Vec2FeatureExtractor", dict(do_normalize=False)), "Whisper": ("WhisperFeatureExtractor", dict(chunk_length=2)),
+              "Whisper, 128 bands": ("WhisperFeatureExtractor", dict(chunk_length=2, feature_size=128)), "Whisper, padded": ("WhisperFeatureExtractor", dict(chunk_length=2, padding_value=.01)),
+              "CLAP": ("ClapFeatureExtractor", dict(max_length_s=2, truncation="rand_trunc")), "CLAP, fusion": ("ClapFeatureExtractor", dict(max_length_s=2)),
+              "CLAP, repeat": ("ClapFeatureExtractor", dict(max_length_s=2, padding="repeat")), "CLAP, pad": ("ClapFeatureExtractor", dict(max_length_s=2, padding="pad", truncation="rand_trunc"))}
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_extractors_on_ten_clips(hf, name, monkeypatch):
+    "Each twin gives what its extractor gives; where that draws lots, the first of what might be drawn"
+    monkeypatch.setattr(np.random, "randint", lambda low, *high: low if high else 0)
+    monkeypatch.setattr(np.random, "choice", lambda among: among[0])
+    kind, settings = EXTRACTORS[name]
+    extractor = getattr(hf, kind)(**settings)
+    twin, rate = extractor_features(extractor), extractor.sampling_rate
+    for clip_name, clip in ten_clips(rate, 2.).items():
+        theirs = torch.as_tensor(next(iter(extractor(clip.numpy(), sampling_rate=rate, return_tensors="pt").values())))
+        torch.testing.assert_close(twin(clip[None]), theirs, rtol=0, atol=1e-4, msg=lambda m: f"{clip_name}: {m}")
+
+
+@pytest.mark.parametrize("truncation", ["rand_trunc", "fusion"])
+def test_clap_in_a_module_of_ones_own(hf, truncation):
+    "What CLAP says to a sound, as similarities to sentences: an explainer of a few lines, with the same answers; `is_longer` is what the extractor says of a clip alone"
+    torch.manual_seed(0)
+    config = hf.ClapAudioConfig(spec_size=256, patch_embeds_hidden_size=16, depths=[1, 1, 1, 1], num_attention_heads=[2, 2, 2, 2], hidden_size=128, projection_dim=16,
+                                projection_hidden_size=16, num_mel_bins=64, enable_fusion=truncation == "fusion")
+    extractor, audio, sentences = hf.ClapFeatureExtractor(max_length_s=10, truncation=truncation), hf.ClapAudioModelWithProjection(config).eval(), torch.randn(3, 16)
+    class Similarity(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.audio = audio
+        def forward(self, features): return 10 * F.normalize(self.audio(features, is_longer=torch.ones(len(features), 1, dtype=torch.bool)).audio_embeds, dim=1) @ F.normalize(sentences, dim=1).T
+    with pytest.raises(ValueError, match="CLAP has no classes"): from_transformers(audio, extractor)
+    stft, clip = STFT(2048, 960), sound(1., 48000)
+    features = Resynthesis(stft, 48000, extractor_features(extractor))
+    with torch.no_grad():
+        inputs = extractor(clip[0].numpy(), sampling_rate=48000, return_tensors="pt")
+        expected = 10 * F.normalize(audio(**inputs).audio_embeds, dim=1) @ F.normalize(sentences, dim=1).T
+        torch.testing.assert_close(Similarity()(features(*stft(clip))), expected, rtol=0, atol=1e-4)
+
+
+def test_guide_of_models_without_frequencies(hf):
+    "wav2vec 2.0's decoder draws from the spectrogram itself, and one from before that can still be had"
+    model, extractor = tiny(hf, "wav2vec2")
+    classifier, stft = from_transformers(model, extractor)
+    made = LMAC.for_classifier(classifier, stft=stft)
+    magnitude, phase = stft(sound(1.3, 16000))
+    assert made.decoder.guide and made.attribute(magnitude, phase=phase).shape == magnitude.shape
+    classifier, _ = from_transformers(model, extractor, guide=False)
+    assert not MaskDecoder.for_classifier(classifier, stft).guide
+    assert from_transformers(*tiny(hf, "whisper"))[0].guide and not from_transformers(*tiny(hf, "ast"))[0].guide
+
+
+@pytest.mark.parametrize("kind", ["ast", "wav2vec2", "hubert", "whisper"])
+def test_padding_of_extractors(hf, kind):
+    "AST's padding is no silence, wav2vec 2.0's is normalised with the clip; the mask leaves it out, and it is said and drawn"
+    classifier, stft = from_transformers(*tiny(hf, kind))
+    made = LMAC.for_classifier(classifier, stft=stft)
+    notes = " ".join(made.classifier.notes)
+    assert ("no silence" in notes) == (kind == "ast") and ("normalised together" in notes) == (kind == "wav2vec2") and classifier.notes == ([] if notes else classifier.notes)
+    window = dict(ast=2.6, whisper=3.).get(kind)
+    assert made.classifier.heard_s == (window and pytest.approx(window, abs=.05)) and ("hears the first" in notes) == (window is not None)
+    assert made.classifier.padded_s == dict(ast=made.classifier.heard_s, wav2vec2=1.).get(kind)
+    with pytest.warns(UserWarning, match="not trained"): ex = made.explain(sound(.6, 16000), 16000)
+    assert ex.padding_s == pytest.approx(dict(ast=2., wav2vec2=.4).get(kind, 0), abs=.05) and ("padding" in ex.sentence()) == (kind in ("ast", "wav2vec2"))
+    assert ex.mask[:, ex.n_frames:].any() == (kind not in ("ast", "wav2vec2")) and ex.mask[:, :ex.n_frames].any()
+    texts = [text.get_text() for ax in ex.figure().axes for text in ax.texts]
+    assert ("padding" in texts) == (kind in ("ast", "wav2vec2")) and ex.figure().axes[0].get_xlim()[1] == pytest.approx(.6 + ex.padding_s, abs=.03)
+    if window:
+        with pytest.warns(UserWarning, match="not trained"): ex = made.explain(sound(4.3, 16000), 16000)
+        assert not ex.mask[:, ex.heard_frames:].any() and ex.padding_s == 0
 
 
 @pytest.mark.parametrize("kind", ["ast", "wav2vec2", "whisper"])
@@ -542,9 +624,9 @@ def test_tokens_lie_where_the_sound_is(hf):
 def test_whisper_frames_of_the_clip_alone(hf):
     model, extractor = tiny(hf, "whisper")
     classifier, stft = from_transformers(model, extractor)
-    lengths = {d: classifier.with_taps(*stft(sound(d, 16000)))[1][0].shape[-1] for d in (.5, 1., 2., 4.)}
+    lengths = {d: classifier.with_taps(*stft(sound(d, 16000)))[1][-1].shape[-1] for d in (.5, 1., 2., 4.)}
     assert lengths == {.5: 25, 1.: 50, 2.: 100, 4.: 200}   # beyond three seconds there is nothing, and zeros say so
-    assert not classifier.with_taps(*stft(sound(4., 16000)))[1][0][..., 150:].any()
+    assert not classifier.with_taps(*stft(sound(4., 16000)))[1][-1][..., 150:].any()
 
 
 def test_odd_length_is_the_clip_with_zeros_appended(hf):

@@ -2,17 +2,21 @@
 import copy
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 import torchaudio
 from torch import nn
 
-from lmac.adapters import heard_seconds
+from lmac.adapters import Resynthesis, heard_seconds
+from lmac.classifier import ANSWER, TappedClassifier
 from lmac.explain import LMAC
 from lmac.masking import apply_mask
-from lmac.spectrogram import LogMel
+from lmac.spectrogram import STFT, LogMel
 from lmac.training import Constraints
+
+from measure_ordinary import NETWORKS, look_at
 
 RATE = 16000
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -244,13 +248,87 @@ def test_twelve_kinds_whose_answer_is_not_the_clip_s_own(kind):
         torch.testing.assert_close(lmac.probabilities_of(apply_mask(magnitude, 1 - alone['mask'], lmac.domain), phase)[0], alone['probabilities_out'][0], atol=1e-5, rtol=0)
 
 
-def test_ordinary_networks_are_not_called_so():
-    torchvision = pytest.importorskip('torchvision.models')
-    for name in ('resnet18', 'mobilenet_v3_small', 'efficientnet_b0', 'shufflenet_v2_x0_5', 'squeezenet1_0'):
-        torch.manual_seed(0)
-        lmac = LMAC.for_classifier(torchvision.get_model(name), LogMel(), duration_s=2.)
-        assert not lmac.classifier.notes, (name, lmac.classifier.notes)
-    for lmac in (LMAC.for_classifier(OnWaves(), duration_s=1.), explainer(Base())): assert not lmac.classifier.notes
+@pytest.mark.parametrize('name', ['torchvision resnet18', 'torchvision mobilenet_v3_small', 'transformers HuBERT', 'transformers wav2vec 2.0', 'SpeechBrain Xvector', 'M5'])
+def test_ordinary_networks_are_not_called_so(name):
+    "A few of those that `measure_ordinary.py` looks at"
+    row = look_at(name)
+    if row is None: pytest.skip('its package is not installed')
+    assert not row['wrong'], row
+
+
+def test_ordinary_networks_of_the_result_file():
+    found = json.loads((Path(__file__).parent.parent/'nbs'/'results'/'ordinary.json').read_text())
+    assert found['n_wrong'] == 0 and found['n_networks'] >= 30 and {row['network'] for row in found['networks']} | set(found['missing']) == set(NETWORKS)
+
+
+BY_HAND = dict(top_db=DEPENDENT['top_db'], masking=RANDOM['frequency_masking'], dither=RANDOM['dither'], running=STATEFUL['running'])
+FOUND = dict(top_db=dict(one_by_one=True), masking=dict(switched_off=['model.after']), dither=dict(one_by_one=True), running=dict(stateful=True, one_by_one=True))
+
+def by_hand(model):
+    return TappedClassifier(model.eval(), Resynthesis(STFT(), RATE), ['block1', 'block2', 'block3'], list('abcd'), RATE, 'freq_time', 1.)
+
+@pytest.mark.parametrize('kind', BY_HAND)
+def test_a_classifier_made_by_hand_is_examined_as_well(kind, tmp_path):
+    "The explainer has a copy that gives the clip's own answer; what was handed in is as it was. It is saved, and comes back"
+    torch.manual_seed(0)
+    mine = by_hand(OnWaves(**BY_HAND[kind]))
+    lmac = LMAC.for_classifier(mine, stft=STFT())
+    assert lmac.classifier is not mine and lmac.classifier.notes and {k: getattr(mine, k) for k in ANSWER} == ANSWER and not mine.examined
+    assert all(a is b for a, b in zip(mine.model.parameters(), lmac.classifier.model.parameters(), strict=True))
+    if kind == 'running': assert mine.model.after.mean == 0 == lmac.classifier.model.after.mean
+    found = {k: getattr(lmac.classifier, k) for k in ANSWER}
+    assert all(found[k] == v for k, v in FOUND[kind].items()) and (found['draws'] in (1, 8)) == (kind == 'dither')
+    clips = torch.stack([1e-4 * torch.randn(RATE), torch.sin(torch.arange(RATE) * .3) * .9])
+    expected = lmac.classify(clips[:, None], RATE)
+    lmac.save_pretrained(tmp_path, card=True)
+    assert json.loads((tmp_path/'config.json').read_text())['classifier']['answer'] == found
+    assert all(f'- {note}' in (tmp_path/'README.md').read_text() for note in found['notes'])
+    again = LMAC.from_pretrained(tmp_path, classifier=mine)
+    assert {k: getattr(again.classifier, k) for k in ANSWER} == found and again.classifier.examined and not mine.examined
+    torch.testing.assert_close(again.classify(clips[:, None], RATE), expected)
+    assert LMAC.for_classifier(again.classifier, stft=STFT()).classifier is again.classifier  # it is known already
+
+
+def test_a_classifier_made_by_hand_that_is_in_order_stays_the_same(tmp_path):
+    mine = by_hand(OnWaves())
+    lmac = LMAC.for_classifier(mine, stft=STFT())
+    assert lmac.classifier is mine and mine.examined and not mine.notes
+    lmac.save_pretrained(tmp_path)
+    config = json.loads((tmp_path/'config.json').read_text())
+    assert config['classifier'].pop('answer') == ANSWER
+    (tmp_path/'config.json').write_text(json.dumps(config))  # as it was written before there was such a part
+    assert LMAC.from_pretrained(tmp_path, classifier=mine).classifier is mine
+
+
+def test_our_own_networks_are_not_examined(monkeypatch):
+    "Of these it is known, and no time is to be lost; the bundled folders hold nothing new"
+    monkeypatch.setattr('lmac.explain.examine', lambda *args: pytest.fail('it was examined'))
+    bundled = LMAC.from_pretrained('esc10')
+    assert LMAC.for_classifier(bundled.classifier, stft=bundled.stft).classifier is bundled.classifier and not bundled.classifier.examined
+
+
+class Cropping(nn.Module):
+    "A second anywhere in what is longer"
+    def forward(self, x):
+        start = int(torch.randint(0, max(1, x.shape[1] - RATE), (1,)))
+        return x[:, start:start + RATE]
+
+def test_a_crop_that_is_drawn_in_longer_recordings():
+    torch.manual_seed(0)
+    classifier = LMAC.for_classifier(OnWaves(before=Cropping()), labels=list('abcd'), duration_s=1.).classifier
+    assert classifier.draws and 'draws random numbers' in classifier.notes[0]
+
+
+@pytest.mark.parametrize('level, heard', [(-100., False), (-30., True)])
+def test_padding_that_is_heard(level, heard):
+    "Decibels of a short clip, padded up to three seconds: at the floor, which is silence, or at a level"
+    torch.manual_seed(0)
+    class Padded(nn.Module):
+        def forward(self, x): return nn.functional.pad(x, (0, 301 - x.shape[2]), value=level)
+    lmac = LMAC.for_classifier(OnWaves(after=Padded()), labels=list('abcd'), duration_s=1.)
+    assert lmac.classifier.heard_s == pytest.approx(3., abs=.05) and lmac.classifier.padded_s == (lmac.classifier.heard_s if heard else None)
+    ex = explain(lmac)
+    assert ex.padding_s == (pytest.approx(1., abs=.05) if heard else 0) and ('of padding' in ex.sentence()) == heard and ex.summary()['padding_s'] == ex.padding_s
 
 
 def test_a_network_with_a_window_of_its_own():

@@ -8,7 +8,8 @@ __all__ = ['POOLS', 'PANNS_SETTINGS', 'PANNS', 'AUDIOSET_LABELS', 'AUDIOSET_SHA2
            'DecibelMel', 'panns_settings', 'panns_network', 'PublishedFile', 'zenodo_md5', 'fetch_published',
            'audioset_labels', 'from_panns', 'read_hyperparams', 'SpeechBrainMel', 'from_speechbrain',
            'PublishedDecoder', 'PublishedExplainer', 'lmac_from_speechbrain', 'KaldiFbank', 'UnitVariance',
-           'WhisperLogMel', 'extractor_features', 'PatchLayout', 'PaddedFrames', 'encoder_layers', 'from_transformers']
+           'WhisperLogMel', 'ClapLogMel', 'extractor_features', 'PatchLayout', 'PaddedFrames', 'encoder_layers',
+           'from_transformers']
 
 # %% ../../nbs/models/checkpoints.ipynb #08checkpoints002
 import ast, csv, re, warnings
@@ -595,20 +596,45 @@ class UnitVariance(nn.Module):
 
 # %% ../../nbs/models/checkpoints.ipynb #08checkpoints075
 class WhisperLogMel(nn.Module):
-    "Whisper's features: waveform `(batch, time)`, padded or cut to 30 s, to log-mel `(batch, mel, frame)`"
+    "Whisper's features: waveform `(batch, time)`, padded or cut to 30 s, to log-mel `(batch, mel, frame)`; without dither"
     def __init__(self, extractor): # `WhisperFeatureExtractor`
         super().__init__()
-        self.n_samples, self.n_fft, self.hop_length = extractor.n_samples, extractor.n_fft, extractor.hop_length
+        self.n_samples, self.n_fft, self.hop_length, self.silence = extractor.n_samples, extractor.n_fft, extractor.hop_length, extractor.padding_value
         self.register_buffer('window', torch.hann_window(self.n_fft), persistent=False)
         self.register_buffer('bank', torch.as_tensor(np.asarray(extractor.mel_filters)).float(), persistent=False)
 
     def forward(self, waveform):
-        x = F.pad(waveform, (0, self.n_samples - waveform.shape[1]))  # a negative number of samples cuts
+        x = F.pad(waveform, (0, self.n_samples - waveform.shape[1]), value=self.silence)  # a negative number of samples cuts
         power = torch.stft(x, self.n_fft, self.hop_length, window=self.window, return_complex=True)[..., :-1].abs().square()
         with torch.autocast(waveform.device.type, enabled=False): level = (self.bank.mT @ power).clamp_min(1e-10).log10()
         return (torch.maximum(level, level.amax((1, 2), keepdim=True) - 8) + 4) / 4
 
-_EXTRACTORS = dict(ASTFeatureExtractor=KaldiFbank, Wav2Vec2FeatureExtractor=UnitVariance, WhisperFeatureExtractor=WhisperLogMel)
+
+# %% ../../nbs/models/checkpoints.ipynb #1a8a205b
+class ClapLogMel(nn.Module):
+    "CLAP's features: waveform `(batch, time)` to decibels `(batch, channel, frame, mel)`; of a longer one the first crop that the extractor might draw, with 'fusion' the first in each third"
+    def __init__(self, extractor): # `ClapFeatureExtractor`
+        super().__init__()
+        self.n_samples, self.n_fft, self.hop_length = extractor.nb_max_samples, extractor.fft_window_size, extractor.hop_length
+        self.padding, self.fusion = extractor.padding, extractor.truncation == 'fusion'
+        bank = extractor.mel_filters if self.fusion else extractor.mel_filters_slaney
+        for name, x in (('window', torch.hann_window(self.n_fft, dtype=torch.double)), ('bank', torch.as_tensor(bank).double())): self.register_buffer(name, x, persistent=False)
+
+    def forward(self, waveform):
+        x, n, n_frames = waveform, waveform.shape[1], self.n_samples // self.hop_length + 1
+        if n < self.n_samples and self.padding != 'pad': x = x.repeat(1, self.n_samples // n + (self.padding == 'repeat'))
+        if n < self.n_samples or not self.fusion: x = F.pad(x, (0, self.n_samples - x.shape[1]))  # a negative number of samples cuts
+        with torch.autocast(waveform.device.type, enabled=False):
+            power = torch.stft(x.double(), self.n_fft, self.hop_length, window=self.window, return_complex=True).abs().square()
+            level = (10 * (self.bank.mT @ power).clamp_min(1e-10).log10()).mT[:, None].float()
+        if not self.fusion or level.shape[2] == n_frames: return level.expand(-1, 4 if self.fusion else 1, -1, -1)
+        starts = [part[0] if len(part) else 0 for part in np.array_split(range(level.shape[2] - n_frames + 1), 3)]
+        whole = F.interpolate(level, (n_frames, 64), mode='bilinear', align_corners=False)
+        return torch.cat([whole, *(level[:, :, start:start + n_frames] for start in starts)], 1)
+
+# %% ../../nbs/models/checkpoints.ipynb #15c0cbdb
+_EXTRACTORS = dict(ASTFeatureExtractor=KaldiFbank, Wav2Vec2FeatureExtractor=UnitVariance, WhisperFeatureExtractor=WhisperLogMel,
+                   ClapFeatureExtractor=ClapLogMel)
 
 def extractor_features(
     extractor, # a feature extractor of transformers
@@ -695,12 +721,15 @@ def from_transformers(
     n_taps:int=4, # how many, evenly spread over depth, the last included
     duration_s:float=1., # in seconds: shorter clips are padded with silence to this length, and training cuts recordings to it
     multi_label:bool=None, # each class has a probability of its own; None: as the configuration says, and so for AudioSet's 527 classes
+    guide:bool=None, # the spectrogram is the first of the maps; None: for networks whose maps have no frequencies, all but AST
 ) -> tuple: # `TappedClassifier`, `STFT`
     "AST, wav2vec 2.0 and its kin, or Whisper; raises `ImportError`, `FileNotFoundError`, or `ValueError` for what is none of them"
     model, extractor = (source, None) if isinstance(source, nn.Module) else _load_transformers(source)
     extractor = feature_extractor or extractor
     if extractor is None: raise ValueError("A model in hand needs its feature extractor: from_transformers(model, AutoFeatureExtractor.from_pretrained(…)).")
     features, rate, config = extractor_features(extractor), extractor.sampling_rate, model.config
+    if isinstance(features, ClapLogMel): raise ValueError("CLAP has no classes: it compares sounds with sentences. Write a module of its features that gives the similarity to each of yours, and hand in "
+                                                          "LMAC.for_classifier(module, Resynthesis(stft, 48000, extractor_features(extractor)), sample_rate=48000).")
     stft = stft or STFT(default_stft(rate).n_fft, rate // 50)
     if taps is None:
         layers = encoder_layers(model)
@@ -708,4 +737,6 @@ def from_transformers(
     labels = [config.id2label[k] for k in range(config.num_labels)]
     if multi_label is None:  # AST's configuration for AudioSet says nothing
         multi_label = config.problem_type == 'multi_label_classification' or (len(labels), labels[0]) == (527, 'Speech')
-    return TappedClassifier(model, Resynthesis(stft, rate, features), taps, labels, rate, _token_layout(model, extractor, stft), duration_s, multi_label), stft
+    layout = _token_layout(model, extractor, stft)
+    if guide is None: guide = not isinstance(layout, PatchLayout)
+    return TappedClassifier(model, Resynthesis(stft, rate, features), taps, labels, rate, layout, duration_s, multi_label, guide=guide), stft
