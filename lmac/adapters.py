@@ -9,6 +9,7 @@ __all__ = ['Resynthesis', 'SpectrogramImage', 'flip_frequency', 'ChannelAxis', '
 
 # %% ../nbs/05_adapters.ipynb #04adapters002
 import contextlib
+import copy
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -595,25 +596,21 @@ def heard_seconds(
     stft:STFT, # its STFT
 ) -> float: # seconds from the beginning beyond which nothing changes the answer; None: all of it is heard, or it takes no longer clip than its own
     "How much of a recording of three times the usual length a network hears"
+    classifier = copy.copy(classifier)
+    classifier.pool = 'mean'  # of frames all count: the highest may come before the silence
     n = int(classifier.duration_s * classifier.sample_rate)
     def answer(heard, length): # whatever comes after so many samples is silence
         clip = probe_clips(length)[:1].clone()
         clip[:, heard:] = 0
         with seeded(0): return classifier(*stft(clip.to(stft.window.device)))
-    pool, classifier.pool = classifier.pool, 'mean'  # of frames all count: the highest may come before the silence
-    try: n_heard = _n_heard(answer, (3 * n, n))
-    finally: classifier.pool = pool
-    return n_heard and n_heard / classifier.sample_rate
-
-def _n_heard(answer, lengths): # samples that count of a clip of the first length that is taken; None: all
-    for length in lengths:
+    for length in (3 * n, n):
         try: whole = answer(length, length)
         except Exception: continue
         def same(heard): return torch.equal(answer(heard, length), whole)  # to the bit: of an untrained network the answer hardly changes at all
         if not same(length - length // 8): return None
         low, high = 0, length - length // 8  # it hears more than `low` and no more than `high`
         while high - low > length / 64: low, high = (low, middle) if same(middle := (low + high) // 2) else (middle, high)
-        return high
+        return high / classifier.sample_rate
 
 # %% ../nbs/05_adapters.ipynb #61c78081
 def default_labels(
