@@ -34,7 +34,6 @@ EXPLAINER = dict(
     data=CLASSIFIER['data'], decoder=dict(channels=8, head_channels=4), domain='log1p',
     loss=dict(weight_in=4.0, weight_out=0.2, weight_sparsity=0.4, weight_tv=0.0, max_masked_out=5.0),
     augmentation=dict(p_binary=0.5, p_mix=0.6, p_noise=0.3, snr_low_db=-2.0, snr_high_db=18.0, targets='sampled', p_absent=0.3),
-    guidance=dict(weight=4.0, threshold=0.3, binarization=0.35),
     training=dict(epochs=2, batch_size=4, lr=0.002, weight_decay=0.0, warmup=0.1, seed=0),
     monitor=dict(monitor='valid_loss', mode='min'))
 FINETUNE = {k: v for k, v in EXPLAINER.items() if k != 'decoder'} | dict(guidance=dict(weight=4.0, threshold=0.6, binarization=0.35))

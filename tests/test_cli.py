@@ -360,7 +360,8 @@ def test_the_three_stages(trained):
         assert f'# {stage}\n' in card and 'folds [1, 2, 3]' in card and '## Test' in card
         dataset = config['provenance']['config']['data']['dataset']
         assert dataset and not Path(dataset).is_absolute() and f'Trained on `{dataset}`' in card  # no folder of one machine
-    assert 'guidance' in (folder/'finetune/history.csv').read_text() and 'fine-tuned' in (folder/'finetune/README.md').read_text()
+    for stage in ('explainer', 'finetune'):
+        assert ('guidance' in (folder/stage/'history.csv').read_text()) == ('fine-tuned' in (folder/stage/'README.md').read_text()) == (stage == 'finetune')
 
 def test_the_classifier_is_the_same_after_all_stages(trained):
     folder, _ = trained

@@ -55,7 +55,7 @@ def test_two_processes_train_as_well_as_one(twice, stage):
 
 def test_two_processes_take_mixtures_apart(trained, run, write_config):
     folder, _ = trained
-    config = write_config(folder/'sources.yaml', 'explainer', guidance=None, augmentation__p_absent=.4,
+    config = write_config(folder/'sources.yaml', 'explainer', augmentation__p_absent=.4,
                           sources=dict(weight_source=.6, p_single=.3, single=dict(weight_sparsity=2.)))
     for n in (1, 2): [r.ok() for r in run(n, 'lmac-train', 'explainer', '--config', config, '--classifier', 'classifier', '--out', f'sources-{n}', cwd=folder)]
     a, b = (history(folder/f'sources-{n}') for n in (1, 2))
@@ -93,10 +93,11 @@ def test_begun_with_some_processes_and_continued_with_others(trained, run, first
     for r in run(then, *args): r.ok()
     assert len(history(out)) == 2 and history(out).valid_loss.tolist() == pytest.approx(history(folder/'classifier').valid_loss.tolist(), rel=.2)
 
-def test_accumulated_batches_of_two_processes(trained, run):
+def test_accumulated_batches_of_two_processes(trained, run, write_config):
     folder, _ = trained
+    config = write_config(folder/'guided.yaml', 'explainer', guidance=dict(weight=4.0, threshold=0.3, binarization=0.35))
     for n in (1, 2):
-        for r in run(n, 'lmac-train', 'explainer', '--config', folder/'explainer.yaml', '--classifier', 'classifier', '--out', f'accumulated-{n}',
+        for r in run(n, 'lmac-train', 'explainer', '--config', config, '--classifier', 'classifier', '--out', f'accumulated-{n}',
                      '--batch_size', 2, '--accumulate', 2, '--epochs', 1, cwd=folder): r.ok()
     a, b = (folder/f'accumulated-{n}/decoder.safetensors' for n in (1, 2))
     assert difference(a, b) > 0
