@@ -600,14 +600,20 @@ def heard_seconds(
         clip = probe_clips(length)[:1].clone()
         clip[:, heard:] = 0
         with seeded(0): return classifier(*stft(clip.to(stft.window.device)))
-    for length in (3 * n, n):
+    pool, classifier.pool = classifier.pool, 'mean'  # of frames all count: the highest may come before the silence
+    try: n_heard = _n_heard(answer, (3 * n, n))
+    finally: classifier.pool = pool
+    return n_heard and n_heard / classifier.sample_rate
+
+def _n_heard(answer, lengths): # samples that count of a clip of the first length that is taken; None: all
+    for length in lengths:
         try: whole = answer(length, length)
         except Exception: continue
         def same(heard): return torch.equal(answer(heard, length), whole)  # to the bit: of an untrained network the answer hardly changes at all
         if not same(length - length // 8): return None
         low, high = 0, length - length // 8  # it hears more than `low` and no more than `high`
         while high - low > length / 64: low, high = (low, middle) if same(middle := (low + high) // 2) else (middle, high)
-        return high / classifier.sample_rate
+        return high
 
 # %% ../nbs/05_adapters.ipynb #61c78081
 def default_labels(

@@ -490,6 +490,11 @@ def faithfulness(self:ExplainerTask, target, logits, logits_in, logits_out, abse
     p, p_in, p_out = (self.classifier.one_vs_rest_logits(x, target).softmax(1)[:, 0] * (1 if absent is None else ~absent) for x in (logits, logits_in, logits_out))
     return dict(part=p_in.sum() / p.sum().clamp_min(1e-6), rest=p_out.sum() / p.sum().clamp_min(1e-6))
 
+@patch(as_prop=True)
+def constrained_loss(self:ExplainerTask): # the task's own; other tasks may have several
+    "The loss whose weights `Constraints` adjusts"
+    return self.loss
+
 # %% ../nbs/08_training.ipynb #06training065
 @patch
 def validate(self:ExplainerTask,
@@ -515,7 +520,7 @@ class Constraints(Callback):
     "Adjust the weights of the masking loss until the part keeps the class, the rest loses it, and the mask is small"
     order = 5
     def __init__(self,
-        part:float=1., # least `p_in / p` over a batch
+        part:float=.97, # least `p_in / p` over a batch; of a class that is certain there is no more to be had than 1
         rest:float=.25, # most `p_out / p`
         kept:float=.3, # most of the bins
         rate:float=.04, # by which the logarithm of a factor changes in a step, at most
@@ -540,7 +545,7 @@ class Constraints(Callback):
 
     def before_epoch(self, learner): # also of a run that is resumed
         factors = {k: math.exp(x) for k, x in self.log_factor.items()}
-        learner.task.loss.multipliers = factors | dict(complement_ratio=factors['masked_in'])
+        learner.task.constrained_loss.multipliers = factors | dict(complement_ratio=factors['masked_in'])
 
 # %% ../nbs/08_training.ipynb #08trainingx013
 def fit_task(

@@ -261,6 +261,12 @@ def test_a_network_with_a_window_of_its_own():
     assert f'of the first {lmac.classifier.heard_s:.1f} s' in ex.sentence() and ex.kept == pytest.approx(ex.mask[:, :frames].mean().item())
     assert heard_seconds(LMAC.for_classifier(OnWaves(), duration_s=1.).classifier, lmac.stft) is None
 
+def test_the_highest_frame_may_be_the_first():
+    "Of scores by frame all count for what is heard, whatever pools them"
+    class Falling(ByFrame):
+        def forward(self, x): return (scores := super().forward(x)) - torch.arange(scores.shape[1])[:, None]
+    assert explainer(Falling()).classifier.heard_s is None
+
 
 @pytest.mark.parametrize('model', [Base(then=OUTPUTS['sigmoid'][0]), Base(1), Base(1, lambda s: s[:, 0].sigmoid()), ByFrame(), OnWaves()], ids=['multi_label', 'single', 'squeezed', 'frames', 'waves'])
 def test_every_kind_can_be_evaluated(model):

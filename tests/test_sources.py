@@ -164,3 +164,21 @@ def test_one_clip_and_silence(make, tones):
         task = make().train()
         assert all(v.isfinite().all() for v in task(waveform).values())
         with torch.no_grad(): assert all(v.isfinite().all() for v in task.eval().validate(waveform).values())
+
+def test_what_is_constrained(make, tones):
+    "Clips that are left alone, where they have a loss of their own; all of them where they have none"
+    from types import SimpleNamespace
+    from lmac.training import Constraints
+    single, mixtures = ExtendedMaskingLoss(), ExtendedMaskingLoss()
+    for task, loss, other in ((make(loss=mixtures, single=single), single, mixtures), (make(loss=mixtures), mixtures, single)):
+        learner = SimpleNamespace(task=task, accelerator=SimpleNamespace(reduce=lambda x, how: x), terms=dict(part=torch.tensor(.2), rest=torch.tensor(.9), kept=torch.tensor(.1)))
+        constraints = Constraints()
+        for _ in range(3): constraints.after_batch(learner)
+        assert loss.multipliers['masked_in'] > 1 and loss.multipliers['masked_out'] > 1 and loss.multipliers['sparsity'] == 1 and not other.multipliers
+        loss.multipliers = {}
+    task = make(loss=mixtures, single=single, p_single=1., p_absent=0.)
+    terms = task.train()(tones)
+    with torch.no_grad(): alone = {k: v.item() for k, v in terms.items()}
+    assert 0 < alone['kept'] <= 1 and alone['part'] > 0  # nothing is mixed, so all clips count
+    absent = make(loss=mixtures, single=single, p_single=1., p_absent=1.).train()(tones[:4])
+    assert absent['part'] == absent['kept'] == 0  # and of classes that are not there none does

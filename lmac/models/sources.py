@@ -106,7 +106,7 @@ def source_db(self:SourcesTask,
 def forward(self:SourcesTask,
     waveform:Tensor, # `(batch, time)`
     target:Tensor=None, # not used: what a clip stands for is what the classifier says to it
-) -> dict: # the terms of the loss, `source` in dB, the share of bins kept by the rounded masks
+) -> dict: # the terms of the loss, `source` in dB, and of what is [constrained](../08_training.ipynb#constraints) the share of bins that rounded masks keep and `faithfulness`
     "The masking loss and the distance from the source, on one batch of mixtures and single clips"
     clean, *drawn = self.augment(waveform)
     magnitude, phase, logits, maps, apart, target, absent = self.sample_mixtures(clean, *drawn)
@@ -118,7 +118,14 @@ def forward(self:SourcesTask,
     source = self.source_db(magnitude, phase, mask, clean, absent)
     loss = terms['loss'] + self.weight_source * source
     if single: loss = torch.where(apart, loss, single['loss'])
-    return {k: v.mean() for k, v in terms.items()} | dict(loss=loss.mean(), source=source.mean(), kept=binarize(mask.detach()).mean())
+    left_out = absent | apart if single else absent  # of what is constrained
+    kept = binarize(mask.detach()).mean((1, 2)).masked_fill(left_out, 0.).sum() / (~left_out).sum().clamp_min(1)
+    return {k: v.mean() for k, v in terms.items()} | dict(loss=loss.mean(), source=source.mean(), kept=kept) | self.faithfulness(target, logits, logits_in, logits_out, left_out)
+
+@patch(as_prop=True)
+def constrained_loss(self:SourcesTask): # that of single clips, if they have one of their own
+    "The loss whose weights `Constraints` adjusts"
+    return self.single or self.loss
 
 # %% ../../nbs/models/sources.ipynb #07sources015
 @patch
