@@ -9,12 +9,8 @@ __all__ = ['Resynthesis', 'SpectrogramImage', 'flip_frequency', 'ChannelAxis', '
            'heard_seconds', 'heard_padding', 'examine', 'default_labels']
 
 # %% ../nbs/05_adapters.ipynb #04adapters002
-<<<<<<< HEAD
-import contextlib, copy
-=======
 import contextlib
 import copy
->>>>>>> 3f0cada786adc629e19e94d5f38e18803b92996e
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -652,13 +648,11 @@ def heard_seconds(
     classifier:nn.Module, # a `TappedClassifier`
     stft:STFT, # its STFT
 ) -> float: # seconds from the beginning beyond which nothing changes the answer; None: all of it is heard, or it takes no longer clip than its own
-<<<<<<< HEAD
     "How much of a recording of twice the usual length, or of 40 s, a network hears"
     n, rate = int(classifier.duration_s * classifier.sample_rate), classifier.sample_rate
-    def answer(classifier, stft, waveform):
-        pool, classifier.pool = classifier.pool, 'mean'  # of frames all count: the highest may come before the silence
-        try: return _answer(classifier, stft, waveform[None])
-        finally: classifier.pool = pool
+    classifier = copy.copy(classifier)
+    classifier.pool = 'mean'  # of frames all count: the highest may come before the silence
+    def answer(classifier, stft, waveform): return _answer(classifier, stft, waveform[None])
     trials = [(first_input, min(2**k * n, max(2 * n, 40 * rate)), 1e-4, rate / 100) for k in range(1, 12) if 2**(k - 1) * n < 40 * rate]
     trials += [(answer, length, 0, length / 64) for length in (2 * n, n)]  # to the bit: of an untrained network the answer hardly changes at all
     settled = None
@@ -666,18 +660,6 @@ def heard_seconds(
         if of is settled: continue
         noise = probe_clips(length)[0]
         try: whole, usual = of(classifier, stft, noise), of(classifier, stft, noise[:n])
-=======
-    "How much of a recording of three times the usual length a network hears"
-    classifier = copy.copy(classifier)
-    classifier.pool = 'mean'  # of frames all count: the highest may come before the silence
-    n = int(classifier.duration_s * classifier.sample_rate)
-    def answer(heard, length): # whatever comes after so many samples is silence
-        clip = probe_clips(length)[:1].clone()
-        clip[:, heard:] = 0
-        with seeded(0): return classifier(*stft(clip.to(stft.window.device)))
-    for length in (3 * n, n):
-        try: whole = answer(length, length)
->>>>>>> 3f0cada786adc629e19e94d5f38e18803b92996e
         except Exception: continue
         if of is first_input and (whole is None or whole.shape != usual.shape):
             settled = of  # there is no such layer, or its input grows

@@ -520,7 +520,7 @@ class Constraints(Callback):
     "Adjust the weights of the masking loss until the part keeps the class, the rest loses it, and the mask is small"
     order = 5
     def __init__(self,
-        part:float=1., # least `p_in / p` over a batch
+        part:float=.97, # least `p_in / p` over a batch; of a class that is certain there is no more to be had than 1
         rest:float=.25, # most `p_out / p`
         kept:float=.3, # most of the bins
         rate:float=.04, # by which the logarithm of a factor changes in a step, at most

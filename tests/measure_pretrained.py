@@ -78,7 +78,7 @@ def compare(explainer, waveform):
     rows |= {'lmac': numbers(mask), 'lmac, equal share': numbers(equal(mask))}
     for name in METHODS:
         try: rows[name] = numbers(equal(load_method(name, explainer).scores(whole.magnitude, whole.predicted, **whole.extra)))
-        except (ValueError, RuntimeError, TypeError) as e: rows[name] = f'{type(e).__name__}: {str(e)[:200]}'
+        except (ValueError, RuntimeError, TypeError, AssertionError) as e: rows[name] = f'{type(e).__name__}: {str(e)[:200]}'
     return rows
 
 def fit(explainer, clips, minutes):
