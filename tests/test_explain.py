@@ -647,7 +647,7 @@ def test_files_and_report_of_several_classes(tmp_path):
     assert numbers == json.loads(json.dumps(found.summary())) and list(numbers['probabilities'])[0] == numbers['predicted_label']
     assert [(row['label'], row['probability_heard'], row['verdict']) for row in numbers['classes']] == [(ex.label, ex.probability_heard, ex.verdict) for ex in found]
     assert numbers['classes'][2]['files'] == ['explanation-2-b.wav', 'residual-2-b.wav', 'mask-2-b.png'] and len({f.lower() for row in numbers['classes'] for f in row['files']}) == 9
-    assert {p.name for p in (tmp_path/'out').iterdir()} == {'explanation.json', 'report.html', 'mask.png', *(f for row in numbers['classes'] for f in row['files'])}
+    assert {p.name for p in (tmp_path/'out').iterdir()} == {'explanation.json', 'report.html', 'mask.png', 'regions.csv', 'regions.txt', 'regions.selections.txt', *(f for row in numbers['classes'] for f in row['files'])}
     for row, ex in zip(numbers['classes'], found):
         for file, sound in zip(row['files'], (ex.audio, ex.residual)): assert (load_audio(tmp_path/'out'/file)[0] - sound).abs().max() <= 2**-15
         assert (tmp_path/'out'/row['files'][2]).read_bytes() == ex.png()

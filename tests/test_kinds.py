@@ -271,7 +271,7 @@ def by_hand(model):
 def test_a_classifier_made_by_hand_is_examined_as_well(kind, tmp_path):
     "The explainer has a copy that gives the clip's own answer; what was handed in is as it was. It is saved, and comes back"
     torch.manual_seed(0)
-    mine = by_hand(OnWaves(**BY_HAND[kind]))
+    mine = by_hand(OnWaves(**copy.deepcopy(BY_HAND[kind])))
     lmac = LMAC.for_classifier(mine, stft=STFT())
     assert lmac.classifier is not mine and lmac.classifier.notes and {k: getattr(mine, k) for k in ANSWER} == ANSWER and not mine.examined
     assert all(a is b for a, b in zip(mine.model.parameters(), lmac.classifier.model.parameters(), strict=True))

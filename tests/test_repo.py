@@ -240,7 +240,7 @@ def heads(tree):
 
 
 EXTRAS = [key.removesuffix("_requirements") for key in settings() if key.endswith("_requirements")]
-DISTRIBUTION = {"yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "sklearn": "scikit-learn", "skimage": "scikit-image", "pytorch_grad_cam": "grad-cam"}
+DISTRIBUTION = {"yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "sklearn": "scikit-learn", "skimage": "scikit-image", "pytorch_grad_cam": "grad-cam", "silero_vad": "silero-vad", "resemblyzer": "Resemblyzer"}
 
 
 @modules
