@@ -233,7 +233,7 @@ STATEFUL = dict(running=dict(after=Running()), recurrent=dict(after=Remembering(
 def test_twelve_kinds_whose_answer_is_not_the_clip_s_own(kind):
     "Each is found, and then p, p in and p out of a batch are those of one clip at a time"
     torch.manual_seed(0)
-    model = OnWaves(**(DEPENDENT | RANDOM | STATEFUL)[kind]).eval()
+    model = OnWaves(**copy.deepcopy((DEPENDENT | RANDOM | STATEFUL)[kind])).eval()
     lmac = LMAC.for_classifier(model, labels=list('abcd'), duration_s=1.)
     notes = ' '.join(lmac.classifier.notes)
     assert ('beside it' in notes) == (kind in DEPENDENT) or kind in STATEFUL, notes
