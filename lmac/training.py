@@ -216,19 +216,31 @@ def fit(self:Learner): # a pandas `DataFrame`, one row per epoch
     self.call('before_fit')
     try:
         if self.count > 1: synchronize_batch_norm(self.task.trained)
-        for self.epoch in range(self.epoch, self.epochs):
+        while self.epoch < self.epochs:
             self.call('before_epoch')
             start, lr = time.perf_counter(), self.optimizer.param_groups[0]['lr']
             row = dict(epoch=self.epoch + 1, lr=lr) | {f'train_{k}': v for k, v in self.one_epoch().items()}
             row |= {f'valid_{k}': v for k, v in self.validate().items()}
             self.history.append(row | dict(seconds=round(time.perf_counter() - start, 2)))
             self.call('after_epoch')
+            self.epoch += 1
         self.call('after_fit')
     finally:
         self.task.trained._compiled_call_impl = None  # from here on it computes as it was written
         synchronize_batch_norm(self.task.trained, False)
         self.call('cleanup_fit')
     return pd.DataFrame(self.history)
+
+# %% ../nbs/08_training.ipynb #16e09f1b
+@patch
+def skip_to_end(self:Learner,
+    part:float=.2, # of all epochs, that are still to come
+):
+    "Leave out epochs, so that after this one the end of the schedule comes, in which the learning rate falls to zero"
+    before = self.epochs - math.ceil(part * self.epochs)
+    if self.epoch + 1 >= before: return
+    self.epoch, self.schedule.last_epoch = before - 1, before * -(-len(self.train_) // self.accumulate) - 1
+    self.schedule.step()
 
 # %% ../nbs/08_training.ipynb #06training022
 class Progress(Callback):
@@ -244,7 +256,10 @@ class Progress(Callback):
         self.bar.update()
         if learner.batch % 5 == 0: self.show(learner)
 
-    def after_epoch(self, learner): self.show(learner)
+    def after_epoch(self, learner):
+        self.bar.update((learner.epoch + 1) * len(learner.train_) - self.bar.n)  # what was skipped counts
+        self.show(learner)
+
     def cleanup_fit(self, learner): self.bar.close()
 
     def show(self, learner):
@@ -307,7 +322,7 @@ class Checkpoint(Callback):
         values = [worst if v != v else v for v in values]  # nan is never best
         best = pick(values)
         weights = {k: v.contiguous() for k, v in learner.task.trained.state_dict().items()}
-        if values.index(best) == learner.epoch: write_atomically(learner.folder / 'best.safetensors', save(weights))
+        if values.index(best) == len(values) - 1: write_atomically(learner.folder / 'best.safetensors', save(weights))
         file, state = io.BytesIO(), dict(config=learner.config, epoch=learner.epoch + 1, weights=weights, history=learner.history,
                                          optimizer=learner.optimizer.state_dict(), schedule=learner.schedule.state_dict(),
                                          callbacks={type(c).__name__: c.state_dict() for c in learner.callbacks if hasattr(c, 'state_dict')})
@@ -525,12 +540,13 @@ class Constraints(Callback):
         kept:float=.3, # most of the bins
         rate:float=.04, # by which the logarithm of a factor changes in a step, at most
         limit:float=32., # largest factor; the smallest is 1
+        patience:int=None, # steps in which everything is met and the mask becomes no smaller, after which only the end of the schedule follows; None: all of it
     ):
         store_attr()
-        self.log_factor, self.smooth = dict(masked_in=0., masked_out=0., sparsity=0.), {}
+        self.log_factor, self.smooth, self.past = dict(masked_in=0., masked_out=0., sparsity=0.), {}, []
 
-    def state_dict(self): return dict(log_factor=dict(self.log_factor), smooth=dict(self.smooth))
-    def load_state_dict(self, state): self.log_factor, self.smooth = dict(state['log_factor']), dict(state['smooth'])
+    def state_dict(self): return dict(log_factor=dict(self.log_factor), smooth=dict(self.smooth), past=list(self.past))
+    def load_state_dict(self, state): self.log_factor, self.smooth, self.past = dict(state['log_factor']), dict(state['smooth']), list(state.get('past', []))
 
     def after_batch(self, learner):
         if 'part' not in learner.terms: return  # a task with an objective of its own
@@ -546,6 +562,21 @@ class Constraints(Callback):
     def before_epoch(self, learner): # also of a run that is resumed
         factors = {k: math.exp(x) for k, x in self.log_factor.items()}
         learner.task.constrained_loss.multipliers = factors | dict(complement_ratio=factors['masked_in'])
+
+# %% ../nbs/08_training.ipynb #618c372f
+@patch
+def before_fit(self:Constraints, learner):
+    "Begin to count: `kept` after each epoch, infinite where not all was met"
+    self.past = []
+
+@patch
+def after_epoch(self:Constraints, learner):
+    "Skip to the end of the schedule when nothing has improved for `patience` steps"
+    if not self.smooth or self.patience is None: return
+    met = self.smooth['part'] >= self.part - .02 and self.smooth['rest'] <= self.rest and self.smooth['kept'] <= self.kept
+    self.past.append(self.smooth['kept'] if met else math.inf)
+    before, recent = (lambda n: (self.past[:-n], self.past[-n:]))(-(-self.patience // len(learner.train_)))
+    if before and max(recent) < math.inf and min(recent) > .95 * min(before): learner.skip_to_end()
 
 # %% ../nbs/08_training.ipynb #08trainingx013
 def fit_task(

@@ -140,7 +140,7 @@ def test_several_classes(tmp_path, explain, explainer, dog):
     lmac = LMAC.from_pretrained(explainer)
     run = explain(dog, '--target', 'saw,bell', '--out', 'named').ok()
     numbers = json.loads((tmp_path/'named/explanation.json').read_text())
-    assert names(tmp_path/'named') == sorted(['explanation.json', 'mask.png', 'report.html', *(f for row in numbers['classes'] for f in row['files'])])
+    assert names(tmp_path/'named') == sorted(['explanation.json', 'mask.png', 'regions.csv', 'regions.selections.txt', 'regions.txt', 'report.html', *(f for row in numbers['classes'] for f in row['files'])])
     for row, name in zip(numbers['classes'], ['saw', 'bell']):
         assert row['label'] == name and row['probability_heard'] == pytest.approx(lmac.explain(dog, target=name).probability_heard, abs=1e-5)
     assert run.out.count('The classifier says') == 1 and "'saw' has" in run.out and 'named/report.html in a browser' in run.out

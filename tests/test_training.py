@@ -167,6 +167,22 @@ def test_interrupted_anywhere(tmp_path, train, valid, make, moment):
     assert history(tmp_path/'a').equals(history(tmp_path/'b'))
     assert (tmp_path/'a/best.safetensors').read_bytes() == (tmp_path/'b/best.safetensors').read_bytes()
 
+def test_interrupted_after_epochs_were_skipped(tmp_path, train, valid):
+    class Enough(Callback):
+        def after_epoch(self, learner):
+            if learner.epoch == 1: learner.skip_to_end(.3)
+    class Die(Callback):
+        def before_epoch(self, learner):
+            if learner.epoch == 8: raise SystemError
+    def make(folder, *more): return learner(Tiny(), train, valid, folder, epochs=10, callbacks=[Enough(), Log(), Checkpoint('epoch', 'max'), *more])
+    whole = make(tmp_path/'a')
+    assert whole.fit().epoch.tolist() == [1, 2, 8, 9, 10]
+    with pytest.raises(SystemError): make(tmp_path/'b', Die()).fit()
+    again = make(tmp_path/'b')
+    again.fit()
+    assert same_weights(whole.task.trained, again.task.trained) and history(tmp_path/'a').equals(history(tmp_path/'b'))
+    assert (tmp_path/'a/best.safetensors').read_bytes() == (tmp_path/'b/best.safetensors').read_bytes()
+
 def test_a_finished_run_is_not_trained_again(tmp_path, train, valid):
     first = learner(Tiny(), train, valid, tmp_path)
     first.fit()

@@ -6,6 +6,7 @@
 __all__ = ['Crepe', 'crepe_hz', 'WindowConv', 'SileroVAD', 'SpeakerEncoder']
 
 # %% ../../nbs/models/packages.ipynb #packages002
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -65,7 +66,10 @@ class SileroVAD(nn.Module):
         self.encoder = nn.Sequential(*(WindowConv(*sizes) for sizes in ((129, 128, 1, 4), (128, 64, 2, 4), (64, 64, 2, 2), (64, 128, 1, 1))))
         self.rnn, self.output = nn.LSTM(128, 128, batch_first=True), nn.Linear(128, 1)
         from silero_vad import load_silero_vad
-        state = {k.removeprefix('_model.'): v for k, v in load_silero_vad().state_dict().items() if k.startswith('_model.')}
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning)  # of torch, on scripted modules
+            loaded = load_silero_vad().state_dict()
+        state = {k.removeprefix('_model.'): v for k, v in loaded.items() if k.startswith('_model.')}
         names = {'basis': 'stft.forward_basis_buffer'} | {f'rnn.{k}_l0': f'decoder.rnn.{k}' for k in ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh')}
         names |= {f'encoder.{i}.{k}': f'encoder.{i}.reparam_conv.{k}' for i in range(4) for k in ('weight', 'bias')} | {f'output.{k}': f'decoder.decoder.2.{k}' for k in ('weight', 'bias')}
         self.load_state_dict({k: state[v].reshape(self.state_dict()[k].shape) for k, v in names.items()})
