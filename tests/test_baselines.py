@@ -440,6 +440,14 @@ def test_a_failing_classifier_is_left_in_order(x):
 def test_gradcam_refuses_a_layer_without_a_map(cnn14, magnitude):
     with pytest.raises(ValueError, match="'fc1' must give a map"): GradCam(cnn14, layer='fc1').scores(magnitude)
 
+def test_gradcam_refuses_a_layer_that_gives_several_tensors(x):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(x.shape[1], 8, batch_first=True), nn.Linear(8, 3)
+        def forward(self, x): return self.head(self.rnn(x.mT)[0].mean(1))
+    with pytest.raises(ValueError, match="one tensor. Found: 'rnn', LSTM. Name another as `layer`"): GradCam(wrap(Recurrent(), 'rnn', 3, 'frames')).scores(x)
+
 def test_scores_that_are_not_finite(x):
     class Root(Acting):
         def forward(self, x): return super().forward(x) * (x.sum((1, 2)) - x.sum((1, 2))).sqrt()[:, None]

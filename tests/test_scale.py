@@ -56,9 +56,11 @@ def test_two_processes_train_as_well_as_one(twice, stage):
 def test_two_processes_take_mixtures_apart(trained, run, write_config):
     folder, _ = trained
     config = write_config(folder/'sources.yaml', 'explainer', augmentation__p_absent=.4,
-                          sources=dict(weight_source=.6, p_single=.3, single=dict(weight_sparsity=2.)))
+                          sources=dict(weight_source=.6, p_single=.3, single=dict(weight_sparsity=2.)), constraints=dict(kept=.2, limit=3.))
     for n in (1, 2): [r.ok() for r in run(n, 'lmac-train', 'explainer', '--config', config, '--classifier', 'classifier', '--out', f'sources-{n}', cwd=folder)]
     a, b = (history(folder/f'sources-{n}') for n in (1, 2))
+    saved = torch.load(folder/'sources-1/training/checkpoint.pt', weights_only=True)
+    assert saved['callbacks']['Constraints']['smooth'].keys() == {'part', 'rest', 'kept'} and max(saved['callbacks']['Constraints']['log_factor'].values()) > 0
     assert 'train_source' in a and b.valid_source.tolist() == pytest.approx(a.valid_source.tolist(), abs=1.)
 
 def test_a_batch_that_cannot_be_shared(trained, run):

@@ -294,7 +294,10 @@ class GradCam(Baseline):
 
     def raw(self, x, target):
         cam = attr.LayerGradCam(self.model, get_layer(self.classifier.model, self.layer))
-        with _not_inplace(self.classifier): coarse = cam.attribute(x, target, relu_attributions=True)
+        try:
+            with _not_inplace(self.classifier): coarse = cam.attribute(x, target, relu_attributions=True)
+        except AssertionError as e:  # captum takes layers that give one tensor
+            raise ValueError(f"Grad-CAM needs a layer that gives one tensor. Found: {self.layer!r}, {type(get_layer(self.classifier.model, self.layer)).__name__}. Name another as `layer`.") from e
         coarse = one_map([coarse], self.layer, self.layout, x.shape[-1])[:, 0]
         return map_to_bins(coarse, self.classifier, x.shape[1:])
 

@@ -28,7 +28,7 @@ from ..models.classifiers import ClassifierTask
 from ..models.sources import SourcesTask
 from ..pretrained import load_classifier, save_classifier
 from ..spectrogram import STFT, LogMel
-from ..training import ExplainerTask, fit_task
+from ..training import Constraints, ExplainerTask, fit_task
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes005
 CONFIGS = Path(str(files('lmac'))) / 'configs' # of the bundled models
@@ -86,7 +86,7 @@ def _train(task, dataset, config, out, mixed_precision, compile):
     "Train as the configuration says, with history.csv in `out`; the `_training_record`, None in all but the main process"
     data = config['data']
     fitted = fit_task(task, dataset.fold(*data['train']), dataset.fold(*data['valid']), **config['training'], **config['monitor'],
-                      folder=out / 'training', mixed_precision=mixed_precision, compile=compile,
+                      folder=out / 'training', callbacks=[Constraints(**config['constraints'])] if 'constraints' in config else [], mixed_precision=mixed_precision, compile=compile,
                       config=json.loads(json.dumps(config | dict(mixed_precision=mixed_precision))))
     if fitted.index: return None  # of several processes one writes
     task.cpu()
@@ -164,7 +164,7 @@ def explainer_task(
     classifier, # the `TappedClassifier` that is explained
     decoder, # what is trained
     stft, # waveform to magnitude
-    config:dict, # parts `loss`, `domain`, `augmentation`; `guidance` to fine-tune, or `sources` for mixtures of two clips
+    config:dict, # parts `loss`, `domain`, `augmentation`; `guidance` to fine-tune, or `sources` for mixtures of two clips; with `constraints` the weights of the loss [adjust themselves](../08_training.ipynb#constraints)
     kind=None, # class of the task; None: what the configuration asks for
     **options, # passed on to the task
 ): # the task
