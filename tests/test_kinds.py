@@ -1,6 +1,8 @@
 """Networks as other people write them: whatever they take, give back and depend on, an explainer for them is made without naming anything, and what it says is what they say."""
 import copy
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -405,3 +407,9 @@ def stop_before(epoch):
         if learner.epoch == epoch: raise KeyboardInterrupt
         BEFORE_EPOCH(self, learner)
     return before_epoch
+
+
+def test_silero_vad_leaves_the_threads_alone():
+    "Its package sets torch to one thread when it is imported, for the whole process"
+    code = 'import torch; torch.set_num_threads(2); from lmac.models.packages import SileroVAD; SileroVAD(); assert torch.get_num_threads() == 2'
+    subprocess.run([sys.executable, '-c', code], check=True)

@@ -39,7 +39,7 @@ def crepe_hz(
     "The pitch that a class stands for (arXiv 1802.06182, section 2, as in torchcrepe)"
     return 10 * 2**((20 * torch.as_tensor(index) + 1997.3794084376191) / 1200)
 
-# %% ../../nbs/models/packages.ipynb #packages008
+# %% ../../nbs/models/packages.ipynb #0dbaca22
 class WindowConv(nn.Conv1d):
     "A convolution and a ReLU that see each window by itself, `(batch, channel, window · frame)`"
     def __init__(self,
@@ -56,6 +56,7 @@ class WindowConv(nn.Conv1d):
         found = super().forward(windows.flatten(0, 1)).relu()
         return found.unflatten(0, windows.shape[:2]).transpose(1, 2).flatten(2)
 
+# %% ../../nbs/models/packages.ipynb #packages008
 class SileroVAD(nn.Module):
     "Silero VAD at 16 kHz, `(batch, time)` to probabilities of speech by window of 32 ms, `(batch, window, 1)`; needs the package silero-vad"
     sample_rate = 16000
@@ -65,7 +66,9 @@ class SileroVAD(nn.Module):
         self.register_buffer('basis', torch.zeros(258, 1, 256))
         self.encoder = nn.Sequential(*(WindowConv(*sizes) for sizes in ((129, 128, 1, 4), (128, 64, 2, 4), (64, 64, 2, 2), (64, 128, 1, 1))))
         self.rnn, self.output = nn.LSTM(128, 128, batch_first=True), nn.Linear(128, 1)
+        n_threads = torch.get_num_threads()
         from silero_vad import load_silero_vad
+        torch.set_num_threads(n_threads)  # the package sets one, for the whole process
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', FutureWarning)  # of torch, on scripted modules
             loaded = load_silero_vad().state_dict()
