@@ -164,9 +164,10 @@ def pool_scores(
         x = x[..., min(int(start), x.shape[-1] - 1):max(int(start) + 1, math.ceil(end))]
     return SCORE_POOLS[pool](x)
 
-# %% ../nbs/04_classifier.ipynb #03classifier027
+# %% ../nbs/04_classifier.ipynb #993d899b
 ANSWER = dict(one_by_one=False, draws=0, stateful=False, switched_off=[], heard_s=None, padded_s=None, notes=[]) # how to get the clip's own answer, see `examine`
 
+# %% ../nbs/04_classifier.ipynb #03classifier027
 class TappedClassifier(nn.Module):
     "A frozen classifier on magnitudes that also yields the hidden maps of named layers"
     def __init__(self,

@@ -538,7 +538,7 @@ def plan_epochs(self:LMAC, task, clips, batch_size, epochs=None, minutes=None, f
 def fit(self:LMAC,
     sounds, # what to train on: `ClipDataset`, waveforms `(clip, time)` at the classifier's rate, a folder, or a list of files
     valid=None, # the same, to validate on; None keeps every tenth clip back
-    epochs:int=None, # how often all clips are gone through, in a round; None: as many as make 400 steps, or fewer if nothing has improved for 100
+    epochs:int=None, # how often all clips are gone through, in a round; None: as many as make 400 steps, fewer if nothing has improved for 100
     minutes:float=None, # for all of it, to which epochs and rounds are fitted; None: 20, or where `epochs` is given as long as it takes
     rounds:int=None, # of training, after the first only if the clips kept back are not explained yet; None: 3, or where `epochs` is given one
     batch_size:int=16, # clips at a time
@@ -554,7 +554,7 @@ def fit(self:LMAC,
     import pandas as pd  # slow to import, and needed here only
     clips, valid = self.split_clips(sounds, valid)
     settings = AUGMENTATION | ({} if self.is_class_conditional else CLASS_AGNOSTIC) | augmentation
-    callbacks, loss, size, start, history = [] if loss else [Constraints(patience=100)], loss or ExtendedMaskingLoss(**RECIPE), min(batch_size, len(clips)), time.monotonic(), []
+    callbacks, loss, size, start, history = [] if loss else [Constraints(patience_steps=None if epochs else 100)], loss or ExtendedMaskingLoss(**RECIPE), min(batch_size, len(clips)), time.monotonic(), []
     learning = task(self.classifier, self.decoder.requires_grad_(True), self.stft, loss, self.domain, **settings)
     minutes, rounds = minutes or (None if epochs else 20.), rounds or (1 if epochs else 3)
     training = dict(epochs=self.plan_epochs(learning, clips, size, epochs, minutes, folder), lr=lr, seed=seed)

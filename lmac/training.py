@@ -149,8 +149,8 @@ def prepare(self:Learner):
     self.optimizer = torch.optim.AdamW(self.task.trained.parameters(), self.lr, weight_decay=self.weight_decay)
     self.task_, self.optimizer = self.accelerator.prepare(self.task, self.optimizer)
     self.train_, self.valid_ = self.shard(self.train_loader, self.count), self.shard(self.valid_loader, 1)
-    steps = self.epochs * -(-len(self.train_) // self.accumulate)
-    self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, self.lr, total_steps=max(steps, 2), pct_start=self.warmup)
+    self.steps_per_epoch = math.ceil(len(self.train_) / self.accumulate)
+    self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, self.lr, total_steps=max(self.epochs * self.steps_per_epoch, 2), pct_start=self.warmup)
 
 @patch
 def shard(self:Learner, batches, count):
@@ -234,12 +234,12 @@ def fit(self:Learner): # a pandas `DataFrame`, one row per epoch
 # %% ../nbs/08_training.ipynb #16e09f1b
 @patch
 def skip_to_end(self:Learner,
-    part:float=.2, # of all epochs, that are still to come
+    fraction:float=.2, # of all epochs, that are still to come
 ):
     "Leave out epochs, so that after this one the end of the schedule comes, in which the learning rate falls to zero"
-    before = self.epochs - math.ceil(part * self.epochs)
+    before = self.epochs - math.ceil(fraction * self.epochs)
     if self.epoch + 1 >= before: return
-    self.epoch, self.schedule.last_epoch = before - 1, before * -(-len(self.train_) // self.accumulate) - 1
+    self.epoch, self.schedule.last_epoch = before - 1, before * self.steps_per_epoch - 1
     self.schedule.step()
 
 # %% ../nbs/08_training.ipynb #06training022
@@ -540,13 +540,13 @@ class Constraints(Callback):
         kept:float=.3, # most of the bins
         rate:float=.04, # by which the logarithm of a factor changes in a step, at most
         limit:float=32., # largest factor; the smallest is 1
-        patience:int=None, # steps in which everything is met and the mask becomes no smaller, after which only the end of the schedule follows; None: all of it
+        patience_steps:int=None, # in which everything is met and the mask becomes no smaller, after which only the end of the schedule follows; None: all of it
     ):
         store_attr()
-        self.log_factor, self.smooth, self.past = dict(masked_in=0., masked_out=0., sparsity=0.), {}, []
+        self.log_factor, self.smooth, self.kepts = dict(masked_in=0., masked_out=0., sparsity=0.), {}, []
 
-    def state_dict(self): return dict(log_factor=dict(self.log_factor), smooth=dict(self.smooth), past=list(self.past))
-    def load_state_dict(self, state): self.log_factor, self.smooth, self.past = dict(state['log_factor']), dict(state['smooth']), list(state.get('past', []))
+    def state_dict(self): return dict(log_factor=dict(self.log_factor), smooth=dict(self.smooth), kepts=list(self.kepts))
+    def load_state_dict(self, state): self.log_factor, self.smooth, self.kepts = dict(state['log_factor']), dict(state['smooth']), list(state.get('kepts', []))
 
     def after_batch(self, learner):
         if 'part' not in learner.terms: return  # a task with an objective of its own
@@ -566,16 +566,17 @@ class Constraints(Callback):
 # %% ../nbs/08_training.ipynb #618c372f
 @patch
 def before_fit(self:Constraints, learner):
-    "Begin to count: `kept` after each epoch, infinite where not all was met"
-    self.past = []
+    "Begin to count: the share kept after each epoch, infinite where not all was met"
+    self.kepts = []
 
 @patch
 def after_epoch(self:Constraints, learner):
-    "Skip to the end of the schedule when nothing has improved for `patience` steps"
-    if not self.smooth or self.patience is None: return
-    met = self.smooth['part'] >= self.part - .02 and self.smooth['rest'] <= self.rest and self.smooth['kept'] <= self.kept
-    self.past.append(self.smooth['kept'] if met else math.inf)
-    before, recent = (lambda n: (self.past[:-n], self.past[-n:]))(-(-self.patience // len(learner.train_)))
+    "Skip to the end of the schedule when nothing has improved for `patience_steps`"
+    if not self.smooth or self.patience_steps is None: return
+    met = self.smooth['part'] >= self.part - .02 and self.smooth['rest'] <= self.rest and self.smooth['kept'] <= self.kept  # the part's ratio scatters from batch to batch
+    self.kepts.append(self.smooth['kept'] if met else math.inf)
+    n = math.ceil(self.patience_steps / len(learner.train_))
+    before, recent = self.kepts[:-n], self.kepts[-n:]
     if before and max(recent) < math.inf and min(recent) > .95 * min(before): learner.skip_to_end()
 
 # %% ../nbs/08_training.ipynb #08trainingx013

@@ -440,13 +440,20 @@ def test_a_failing_classifier_is_left_in_order(x):
 def test_gradcam_refuses_a_layer_without_a_map(cnn14, magnitude):
     with pytest.raises(ValueError, match="'fc1' must give a map"): GradCam(cnn14, layer='fc1').scores(magnitude)
 
-def test_gradcam_refuses_a_layer_that_gives_several_tensors(x):
+@pytest.mark.parametrize('kind', [nn.GRU, nn.LSTM])
+def test_gradcam_of_recurrent_layers(x, kind):
+    "Of several tensors the first counts, and its channels are its last axis: frame by frame, the weighted sum over them"
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
-            self.rnn, self.head = nn.LSTM(x.shape[1], 8, batch_first=True), nn.Linear(8, 3)
+            self.rnn, self.head = kind(x.shape[1], 8, batch_first=True), nn.Linear(8, 3)
         def forward(self, x): return self.head(self.rnn(x.mT)[0].mean(1))
-    with pytest.raises(ValueError, match="one tensor. Found: 'rnn', LSTM. Name another as `layer`"): GradCam(wrap(Recurrent(), 'rnn', 3, 'frames')).scores(x)
+    torch.manual_seed(0)
+    method, target = GradCam(wrap(Recurrent(), 'rnn', 3, 'frames')), torch.tensor([0, 1, 2])
+    net = method.classifier.model
+    frames = ((net.rnn(x.log1p().mT)[0] * net.head.weight[target][:, None]).sum(2).relu() / x.shape[2]).detach()
+    torch.testing.assert_close(method.scores(x, target), frames[:, None].expand_as(x))
+    assert not net.rnn._forward_hooks
 
 def test_scores_that_are_not_finite(x):
     class Root(Acting):

@@ -315,7 +315,7 @@ def test_config_that_is_none(tmp_path, shell, text, message):
     (dict(monitor__mode='best'), "'min' or 'max'. Found: 'best'"), (dict(monitor__monitor='valid_beauty'), "no 'valid_beauty'"),
     (dict(data__train=[7]), r'folds must be among \[1, 2, 3, 4, 5\]. Found: \[7\]'), (dict(data__valid=[]), 'folds must be among'),
     (dict(stft__hop_length=0), 'hop'), (dict(network__depth=3), 'depth'),
-    (dict(augmentation__echo=.3), 'echo'), (dict(front_end__n_mels=300), 'mel')], ids=str)
+    (dict(constraints=dict(kept=.2)), "take 'constraints' out of the configuration of the classifier"), (dict(augmentation__echo=.3), 'echo'), (dict(front_end__n_mels=300), 'mel')], ids=str)
 def test_configs_that_make_no_sense(tmp_path, train, changes, message):
     train('classifier', '--out', 'c', **changes).failed(message, lines=None)
     assert not (tmp_path/'c/config.json').exists() and not list(tmp_path.rglob('*.part'))

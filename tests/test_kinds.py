@@ -250,6 +250,12 @@ def test_twelve_kinds_whose_answer_is_not_the_clip_s_own(kind):
         torch.testing.assert_close(lmac.probabilities_of(apply_mask(magnitude, 1 - alone['mask'], lmac.domain), phase)[0], alone['probabilities_out'][0], atol=1e-5, rtol=0)
 
 
+def test_silero_vad_leaves_the_threads_alone():
+    "Its package sets torch to one thread when it is imported, for the whole process"
+    code = 'import torch; torch.set_num_threads(2); from lmac.models.packages import SileroVAD; SileroVAD(); assert torch.get_num_threads() == 2'
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
 @pytest.mark.parametrize('name', ['torchvision resnet18', 'torchvision mobilenet_v3_small', 'transformers HuBERT', 'transformers wav2vec 2.0', 'SpeechBrain Xvector', 'M5'])
 def test_ordinary_networks_are_not_called_so(name):
     "A few of those that `measure_ordinary.py` looks at"
@@ -409,7 +415,10 @@ def stop_before(epoch):
     return before_epoch
 
 
-def test_silero_vad_leaves_the_threads_alone():
-    "Its package sets torch to one thread when it is imported, for the whole process"
-    code = 'import torch; torch.set_num_threads(2); from lmac.models.packages import SileroVAD; SileroVAD(); assert torch.get_num_threads() == 2'
-    subprocess.run([sys.executable, '-c', code], check=True)
+@pytest.mark.parametrize('options, patience', [(dict(minutes=.02), 100), (dict(epochs=40), None), (dict(epochs=40, minutes=.02), None)], ids=str)
+def test_epochs_that_were_asked_for_are_not_skipped(options, patience, monkeypatch):
+    class Stop(Exception): pass
+    def stop(*args, callbacks, **kwargs): raise Stop([c.patience_steps for c in callbacks])
+    monkeypatch.setattr('lmac.explain.fit_task', stop)
+    made = LMAC.for_classifier(OnWaves().eval(), labels=list('abcd'), duration_s=1.)
+    with pytest.raises(Stop, match=rf'\[{patience}\]'): made.fit(.1 * torch.randn(12, RATE), batch_size=4, **options)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..classifier import TappedClassifier, get_layer, one_map, seeded
+from ..classifier import TappedClassifier, first_tensor, get_layer, one_map, seeded
 from ..data import ClipDataset
 from ..decoder import band_to_bin
 from .record import needs, run_metadata
@@ -293,12 +293,15 @@ class GradCam(Baseline):
         self.layout = self.classifier.layouts[nearest]
 
     def raw(self, x, target):
-        cam = attr.LayerGradCam(self.model, get_layer(self.classifier.model, self.layer))
+        outputs = []
+        hook = get_layer(self.classifier.model, self.layer).register_forward_hook(lambda layer, inputs, output: outputs.append(output))
         try:
-            with _not_inplace(self.classifier): coarse = cam.attribute(x, target, relu_attributions=True)
-        except AssertionError as e:  # captum takes layers that give one tensor
-            raise ValueError(f"Grad-CAM needs a layer that gives one tensor. Found: {self.layer!r}, {type(get_layer(self.classifier.model, self.layer)).__name__}. Name another as `layer`.") from e
-        coarse = one_map([coarse], self.layer, self.layout, x.shape[-1])[:, 0]
+            with torch.enable_grad(), _not_inplace(self.classifier): score = self.model(x.detach().requires_grad_())[torch.arange(len(x)), target].sum()
+        finally: hook.remove()
+        maps = one_map(outputs, self.layer, self.layout, x.shape[-1]).detach()  # of recurrent layers the first of several tensors
+        gradient, = torch.autograd.grad(score, first_tensor(outputs[0]))
+        gradients = one_map([gradient], self.layer, self.layout, x.shape[-1])
+        coarse = (gradients.mean((2, 3), keepdim=True) * maps).sum(1).relu()
         return map_to_bins(coarse, self.classifier, x.shape[1:])
 
 # %% ../../nbs/evidence/baselines.ipynb #09baselines053

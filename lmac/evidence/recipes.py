@@ -64,6 +64,8 @@ def check_config(
     "Raise `ValueError` for a part or a setting that the stage needs and the configuration lacks"
     if stage == 'finetune' and 'decoder' in config:
         raise ValueError("Fine-tuning goes on with the explainer's own decoder: take 'decoder' out of the configuration.")
+    if stage in ('classifier', 'l2i') and 'constraints' in config:
+        raise ValueError(f"Constraints are of explainers, whose loss has parts to be weighed: take 'constraints' out of the configuration of the {stage}.")
     for part, names in (ALWAYS_NEEDED | NEEDED[stage]).items():
         if part not in config: raise ValueError(f"The stage {stage} needs {part!r} in its configuration. Found: {', '.join(config)}.")
         if names is None: continue
@@ -82,11 +84,11 @@ def open_dataset(
     if name in ('esc10', 'esc50'): return esc50(subset='esc10' if name == 'esc10' else None, **options)
     return urbansound8k(**options) if name == 'urbansound8k' else folder_dataset(name, **options)
 
-def _train(task, dataset, config, out, mixed_precision, compile):
+def _train(task, dataset, config, out, mixed_precision, compile, callbacks=()):
     "Train as the configuration says, with history.csv in `out`; the `_training_record`, None in all but the main process"
     data = config['data']
     fitted = fit_task(task, dataset.fold(*data['train']), dataset.fold(*data['valid']), **config['training'], **config['monitor'],
-                      folder=out / 'training', callbacks=[Constraints(**config['constraints'])] if 'constraints' in config else [], mixed_precision=mixed_precision, compile=compile,
+                      folder=out / 'training', callbacks=callbacks, mixed_precision=mixed_precision, compile=compile,
                       config=json.loads(json.dumps(config | dict(mixed_precision=mixed_precision))))
     if fitted.index: return None  # of several processes one writes
     task.cpu()
@@ -194,7 +196,8 @@ def train_explainer(
     if 'decoder' in config: decoder = MaskDecoder.for_classifier(classifier, stft, **config['decoder'])
     else: decoder = LMAC.from_pretrained(parent).decoder
     task = explainer_task(classifier, decoder, stft, config, metrics=probabilities_metrics)
-    made = _train(task, dataset, config, out, mixed_precision, compile)
+    callbacks = [Constraints(**config['constraints'])] if 'constraints' in config else []
+    made = _train(task, dataset, config, out, mixed_precision, compile, callbacks)
     if made is None: return {}
     if 'decoder' not in config: made |= dict(parent=parts.get('provenance'))
     test = _test(task, dataset, config['data'].get('test'))

@@ -844,9 +844,8 @@ def explain_stream(
     with sound_blocks(source, sample_rate, block_s, time_expansion) as (rate, n, blocks):
         stream = ExplanationStream(masks, rate, native_rate, regions)
         with closing(_with_progress(blocks, rate, n, progress)) as blocks: gain, speed = _write_stream(stream, blocks, Path(out_folder), suffix, speed)
-    source = str(source) if isinstance(source, (str, Path)) else None
     target, contrast = (None if k is None else explainer.labels[k] for k in (target, contrast))
-    duration_s, window_s = stream.down.n_taken / rate, window_s or explainer.classifier.duration_s
+    source, duration_s, window_s = str(source) if isinstance(source, (str, Path)) else None, stream.down.n_taken / rate, window_s or explainer.classifier.duration_s
     found = LongExplanation(Path(out_folder), _timeline(masks.rows, explainer, duration_s), list(explainer.labels), source, target, contrast, threshold,
                             duration_s, window_s, overlap, stream.sample_rate, 20 * math.log10(gain), time.perf_counter() - began, suffix, speed, time_expansion, stream.regions.finish(duration_s, plan[0]))
     found.save()
