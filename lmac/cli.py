@@ -97,7 +97,7 @@ def _find_audio_files(path):
 def explain_file(explainer, path, out, options):
     "Explain one recording (in windows if it is longer than `LONG_S`, or with the option `long`), print the sentence, write the results"
     options = dict(options)
-    long, native_rate, speed, regions = options.pop('long', False), options.pop('native_rate', False), options.pop('speed', None), dict(threshold=options.pop('region_threshold', .5))
+    long, native_rate, speed, regions = options.pop('long', False), options.pop('native_rate', False), options.pop('speed', None), dict(threshold=options.pop('region_threshold', None))
     if long or length_s(path, options.get('time_expansion')) > LONG_S:
         if 'targets' in options: raise ValueError(f"{path} is explained in windows, with one class at a time. Found several classes: name one as target, or cut the recording to {LONG_S:g} s.")
         explanation = explain_stream(explainer, path, out, native_rate=native_rate, speed=speed, regions=regions, **options)
@@ -115,7 +115,7 @@ def _explain_scene(explainer, out, options):
     scene = make_scene(DEMO)
     explanation = explainer.explain(scene.waveform, scene.sample_rate, **{k: options[k] for k in ('target', 'targets', 'threshold', 'contrast') if k in options})
     explanation.source, explanation.speed = f"a synthetic scene: {' and '.join(DEMO)}", options.get('speed')
-    regions = dict(threshold=options.get('region_threshold', .5))
+    regions = dict(threshold=options.get('region_threshold'))
     explanation.save(out, **regions)
     write_files(out, region_files(explanation.regions(**regions), 'input.wav'))
     for name, sound in (scene.sources | {'input': scene.waveform}).items(): save_audio(out / f'{name}.wav', sound, scene.sample_rate)
@@ -146,7 +146,7 @@ def lmac_explain(
     speed:float=None, # Play it at this factor, 0.1 for ten times slower; by default so that what is above 20 kHz or below 50 Hz is heard
     time_expansion:float=None, # How many times slower than life the file is, 10 for many bat recorders; by default as its GUANO or WAMD metadata say
     overwrite:store_true=False, # For a folder: explain again what has been explained already
-    region_threshold:float=.5, # Value of the mask above which a bin belongs to a region
+    region_threshold:float=None, # Value of the mask above which a bin belongs to a region; None: 0.5, or 0.9 of a mask in decibels
 ):
     """Hear why: explanation.wav, residual.wav, mask.png, report.html and explanation.json for each recording; with several classes, sounds and mask of each; copies of the sounds that are slower or faster, if nobody could hear them; timeline.csv and timeline.png for a long one.
     And see where: regions.csv, regions.txt (labels for Audacity) and regions.selections.txt (Raven), for each recording and for a whole folder"""

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'VERDICTS', 'SOUNDS', 'STYLE', 'READING', 'RAVEN', 'COPY_NAMES', 'Shown', 'Explanation', 'judge',
-           'RegionStream', 'show_regions', 'region_files', 'speed_suffix', 'drop_copies', 'Explanations']
+           'RegionStream', 'region_threshold', 'show_regions', 'region_files', 'speed_suffix', 'drop_copies',
+           'Explanations']
 
 # %% ../nbs/10_explanation.ipynb #10explanationx028
 import base64, html, io, json, math, re
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from . import __version__
 from .audio import at_speed, encode_audio, fit_peak, listening_speed, speed_words
-from .masking import apply_mask, binarize
+from .masking import FLOOR_DB, apply_mask, binarize
 from .player import figure_html, player_script
 from .pretrained import write_files
 from .spectrogram import HUES, show_mask, show_masks, show_spectrogram
@@ -259,14 +260,21 @@ def masked_in(self:Explanation):
     "What the mask lets through, a magnitude `(freq, frame)`"
     return apply_mask(self.magnitude, self.mask, self.domain)
 
+def region_threshold(
+    domain:str, # of the mask, see `apply_mask`
+) -> float: # in [0, 1]
+    "Where soft masks are cut into regions: at a half, which in decibels is where they let half of the amplitude through"
+    return 1 - 6 / abs(FLOOR_DB) if domain == 'decibel' else .5
+
 @patch
 def regions(self:Explanation,
-    threshold:float=.5, # a bin is open if its mask is above this; a binary mask has the same regions at any
+    threshold:float=None, # a bin is open if its mask is above this; None: `region_threshold` of the domain. A binary mask has the same regions at any
     gap_s:float=.05, # open bins that are no further apart are of one region: in time, in seconds
     gap_hz:float=200., # and in frequency, in Hz
     min_share:float=.01, # of the energy that the mask lets through; regions with less are left out
 ): # DataFrame: start_s, end_s, low_hz, high_hz, share (of the energy that the mask lets through), label; by time
     "Where it is: boxes around what the mask keeps, in what is heard of the clip; none in silence. Raises `ValueError` as `RegionStream`"
+    threshold = region_threshold(self.domain) if threshold is None else threshold
     stream, heard = RegionStream(self.sample_rate, self.hop_length, len(self.mask), threshold, gap_s, gap_hz, min_share), slice(self.heard_frames)
     stream.push(self.mask[:, heard], self.masked_in[:, heard], self.label)
     return stream.finish(min(self.duration_s, math.inf if self.heard_s is None else self.heard_s))

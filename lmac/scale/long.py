@@ -32,7 +32,7 @@ from ..audio import (AUDIO_FORMATS, check_audio_file, check_complete, check_samp
                         listening_speed, load_audio, playable_rate, resample_ratio, speed_words, to_mono, true_rate)
 from ..decoder import band_to_bin
 from ..explain import LMAC
-from ..explanation import STYLE, Explanation, Explanations, RegionStream, drop_copies, judge, region_files, speed_suffix
+from ..explanation import STYLE, Explanation, Explanations, RegionStream, drop_copies, judge, region_files, region_threshold, speed_suffix
 from ..masking import apply_mask, binarize
 from ..player import figure_html, player_script
 from ..pretrained import write_files, write_together
@@ -474,7 +474,7 @@ class ExplanationStream:
         regions:dict=None, # settings of `RegionStream`
     ):
         self.masks, self.explainer = masks, (explainer := masks.explainer)
-        self.regions = RegionStream(explainer.sample_rate, explainer.stft.hop_length, explainer.stft.n_freqs, **(regions or {}))
+        self.regions = RegionStream(explainer.sample_rate, explainer.stft.hop_length, explainer.stft.n_freqs, **dict(threshold=region_threshold(explainer.domain)) | {k: v for k, v in (regions or {}).items() if v is not None})
         self.down, self.frames = ResampleStream(rate, explainer.sample_rate), FrameStream(explainer.stft)
         self.own = _NativeRate(explainer.stft, explainer.sample_rate, rate) if native_rate and rate != explainer.sample_rate else None
         self.sample_rate, stft = (rate, self.own.stft) if self.own else (explainer.sample_rate, explainer.stft)
