@@ -10,6 +10,7 @@ __all__ = ['LAYOUTS', 'SCORE_POOLS', 'ANSWER', 'ConvBlock', 'Cnn14', 'get_layer'
 # %% ../nbs/04_classifier.ipynb #03classifier002
 import copy, difflib, inspect, math, random
 from contextlib import ExitStack, contextmanager
+from threading import RLock, get_ident
 
 import numpy as np, torch
 from fastcore.basics import listify, patch, store_attr
@@ -93,9 +94,9 @@ def tapped(
     model:nn.Module, # any module
     names, # names of layers, as in `model.named_modules()`
 ): # yields a dict, name to list of outputs, that a forward pass fills
-    "Collect the outputs of named layers while the context is open; raises `ValueError` for an unknown name"
-    outputs = {name: [] for name in names}
-    handles = [get_layer(model, n).register_forward_hook(lambda m, i, o, n=n: outputs[n].append(o)) for n in names]
+    "Collect what named layers give in this thread while the context is open; raises `ValueError` for an unknown name"
+    outputs, mine = {name: [] for name in names}, get_ident()
+    handles = [get_layer(model, n).register_forward_hook(lambda m, i, o, n=n: outputs[n].append(o) if get_ident() == mine else None) for n in names]
     try: yield outputs
     finally:
         for handle in handles: handle.remove()
@@ -253,13 +254,15 @@ def logits_of(self:TappedClassifier,
 
 
 # %% ../nbs/04_classifier.ipynb #a08c8351
+_DRAWING = RLock() # the generators are the process's own, so that two threads that seeded them at once would share what they draw
+
 @contextmanager
 def seeded(
     seed:int, # of torch, NumPy and Python
 ):
-    "Draw the same random numbers inside, and outside go on as if nothing had been drawn"
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+    "Draw the same random numbers inside, one thread at a time, and outside go on as if nothing had been drawn"
+    with _DRAWING, torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        states = random.getstate(), np.random.get_state()
         torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
         try: yield
         finally: random.setstate(states[0]), np.random.set_state(states[1])
@@ -295,14 +298,19 @@ def guide_map(
 
 # %% ../nbs/04_classifier.ipynb #5816c765
 @patch
-def one_pass(self:TappedClassifier, magnitude, phase, draw=0):
-    "Logits of one pass through the network, the random numbers being those of `draw`"
+def working_model(self:TappedClassifier):
+    "The network; a copy of one that remembers, so that nothing is left of a pass"
+    return private_copy(self.model) if self.stateful else self.model
+
+@patch
+def one_pass(self:TappedClassifier, magnitude, phase, draw=0, model=None):
+    "Logits of one pass through the network, or through a copy of it, the random numbers being those of `draw`"
+    model = self.working_model() if model is None else model
     with ExitStack() as stack:
         if self.draws: stack.enter_context(seeded(draw))
-        for part, prefix in ((self.front_end, 'front_end.'), (self.model, 'model.')):
+        for part, prefix in ((self.front_end, 'front_end.'), (model, 'model.')):
             stack.enter_context(switched_off(part, [name.removeprefix(prefix) for name in self.switched_off if name.startswith(prefix)]))
-        features = self.features(magnitude, phase)
-        return self.logits_of((private_copy(self.model) if self.stateful else self.model)(features)).to(magnitude.dtype)
+        return self.logits_of(model(self.features(magnitude, phase))).to(magnitude.dtype)
 
 @patch
 def forward(self:TappedClassifier,
@@ -323,7 +331,8 @@ def with_taps(self:TappedClassifier,
     if self.one_by_one and len(magnitude) > 1:
         logits, maps = zip(*[self.with_taps(*clip) for clip in self.each(magnitude, phase)])
         return torch.cat(logits), [torch.cat(m) for m in zip(*maps)]
-    with tapped(self.model, self.taps) as outputs: logits = self.one_pass(magnitude, phase)
+    model = self.working_model()
+    with tapped(model, self.taps) as outputs: logits = self.one_pass(magnitude, phase, model=model)
     if self.draws > 1: logits = self(magnitude, phase)
     maps = [one_map(outputs[name], name, layout, magnitude.shape[-1]).to(magnitude.dtype) for name, layout in self.layouts.items()]
     return logits, [guide_map(magnitude), *maps] if self.guide else maps
