@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from .adapters import check_gradient, default_labels, examine, fit_input, is_gain_invariant, own_copy, probe_output, propose_taps, unwrap
-from .audio import check_sample_rate, check_waveform, fit_peak, load_audio, make_scene, resample, save_audio, to_mono
+from .audio import check_sample_rate, check_waveform, fit_peak, load_audio, make_scene, printable, resample, save_audio, to_mono
 from .classifier import TappedClassifier, seeded
 from .data import ClipDataset, audio_files, loader
 from .decoder import MaskDecoder
@@ -276,7 +276,7 @@ def explain(self:LMAC,
     if isinstance(audio, (list, tuple)): return [self.explain(a, sample_rate, target, threshold, contrast, at, time_expansion, targets) for a in audio]
     source = None
     if isinstance(audio, (str, Path)):
-        source = str(audio)
+        source = printable(audio)
         audio, sample_rate = load_audio(audio, time_expansion=time_expansion)
     elif time_expansion is not None: raise ValueError("time_expansion is for files. The sample rate of a waveform is the true one.")
     elif sample_rate is None: raise ValueError("A waveform needs its sample rate: explain(waveform, sample_rate).")

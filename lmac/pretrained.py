@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors, save as save_tensors
 
 from . import __version__
-from .audio import write_atomically
+from .audio import PARTIAL, write_atomically
 from .classifier import ANSWER, Cnn14, TappedClassifier
 from .decoder import DECODER_SETTINGS, MaskDecoder
 from .spectrogram import STFT, LogMel
@@ -31,7 +31,7 @@ def write_together(
 ): # yields a temporary folder inside, a `Path`
     "What is written into the temporary folder moves to `folder` at the end: all of it, or none if something goes wrong"
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.') as partial:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=PARTIAL) as partial:
         yield Path(partial)
         for file in sorted(Path(partial).iterdir()): os.replace(file, Path(folder, file.name))
 

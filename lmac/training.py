@@ -9,6 +9,7 @@ __all__ = ['Callback', 'Task', 'rank_and_world_size', 'SyncBatchNormCPU', 'synch
 
 # %% ../nbs/08_training.ipynb #06training002
 import atexit, io, math, os, shutil, time
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from torchaudio.functional import lowpass_biquad
 
 from .audio import write_atomically
 from .classifier import TappedClassifier
-from .data import loader, mix_at_snr
+from .data import exclusive, loader, mix_at_snr
 from .decoder import MaskDecoder
 from .masking import ExtendedMaskingLoss, MaskingLoss, apply_mask, binarize, random_binarize
 from .spectrogram import STFT
@@ -594,11 +595,11 @@ def fit_task(
     callbacks=(), # more of them: `Constraints`, say
     **learner, # further arguments of `Learner`
 ) -> Learner: # fitted, with `history`
-    "Train a task, and leave it with the weights of the last epoch, or of the best by `monitor`"
+    "Train a task, and leave it with the weights of the last epoch, or of the best by `monitor`; raises `BlockingIOError` for a folder that another run is training into"
     train = loader(train, batch_size, shuffle=True, seed=seed, drop_last=True)
     callbacks = [Progress(), *callbacks, *([Log(), Checkpoint(monitor, mode)] if folder else [])]
     fitted = Learner(task, train, loader(valid, batch_size), epochs, lr, seed=seed, folder=folder, callbacks=callbacks, **learner)
-    fitted.fit()
+    with exclusive(folder) if folder and rank_and_world_size()[0] == 0 else nullcontext(): fitted.fit()
     if folder and fitted.index == 0: task.trained.load_state_dict(load_file(fitted.folder / 'best.safetensors'))
     task.eval()
     return fitted

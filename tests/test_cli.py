@@ -59,7 +59,7 @@ def shell_run(script, environment, *argv, cwd=None):
     return Run(found.returncode, found.stdout, found.stderr)
 
 @pytest.mark.parametrize('command, words', [
-    ('lmac-explain', ['[audio]', '--out', '--explainer', '--binary', '--threshold', '--target', 'dog,rain', '--top', '--long', '--native_rate', '--speed', '--time_expansion', '--region_threshold', 'slower', 'folder', 'Hugging Face', 'esc10', 'report.html', 'timeline.csv', 'regions.csv']),
+    ('lmac-explain', ['[audio ...]', '--out', '--explainer', '--binary', '--threshold', '--target', 'dog,rain', '--top', '--long', '--native_rate', '--speed', '--time_expansion', '--region_threshold', 'slower', 'folder', 'Hugging Face', 'esc10', 'report.html', 'timeline.csv', 'regions.csv']),
     ('lmac-train', ['{classifier,explainer,finetune,l2i}', '--out', '--config', '--classifier', '--explainer', '--share_classifier', '--data',
                     '--epochs', '--seed', '--mixed_precision', 'interrupted', 'urbansound8k']),
     ('lmac-evaluate', ['[explainer]', '--data', '--folds', '--out', '--costs', 'Fid-In', 'esc10'])])
@@ -212,7 +212,7 @@ def test_a_whole_folder(tmp_path, explain):
     for suffix in ('.wav', '.flac', '.MP3'): save_audio(tmp_path/f'sounds/dog{suffix}', make_scene({'dog': 0}, .5).waveform, 16000)
     save_audio(tmp_path/'sounds/rain.ogg', make_scene({'rain': 0}, .5).waveform, 16000)
     run = explain('sounds', '--out', 'results').ok()
-    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['dog.MP3', 'dog.flac', 'dog.wav', 'explanations.csv', 'rain', *REGIONS]  # none over another
+    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['dog_MP3', 'dog_flac', 'dog_wav', 'explanations.csv', 'rain', *REGIONS]  # none over another
     assert run.out.count('The classifier says') == 4 and 'Open results in a browser' in run.out
 
 def test_the_regions_of_a_folder(tmp_path, explain):
@@ -263,7 +263,7 @@ def test_a_long_recording_on_a_full_disk(tmp_path, explain):
 
 def test_misuse(explain, shell, dog):
     explain(dog, '--threshold', 'high').misused("threshold.*'high'")
-    explain(dog, dog).misused('unrecognized arguments')
+    explain(dog, 'nowhere.wav').failed('no file or folder nowhere.wav')
     explain(dog, '--loud').misused('unrecognized arguments: --loud')
     explain(dog, '--threshold', '7').failed('threshold.*7')
     explain(dog, '--region-threshold', '7').failed('threshold.*7')

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..audio import SOURCES, load_audio, make_scene, save_audio
-from ..data import ClipDataset, audio_files, data_root, match_length, mix_at_snr
+from ..data import ClipDataset, audio_files, data_root, match_length, mix_at_snr, read_table
 from .baselines import BASELINES, L2I, make_baseline
 from .evaluation import ROUTES, Requirement, FullInput, add_costs, check_dataset, clip_scores, describe_clips, score_mask, score_full_input
 from ..explain import LMAC
@@ -539,7 +539,7 @@ def read_benchmark(
 ) -> tuple: # the result, its summary as a table, and the table with a row per clip
     "Read a benchmark's files; raises `FileNotFoundError`"
     result = json.loads(Path(out).read_text())
-    return result, pd.DataFrame(**result['results']), pd.read_csv(Path(out).with_suffix('.csv.gz'), dtype=dict(clip=str))
+    return result, pd.DataFrame(**result['results']), read_table(Path(out).with_suffix('.csv.gz'))
 
 # %% ../../nbs/evidence/benchmark.ipynb #10benchmark098
 BENCHMARK_REQUIREMENTS = [Requirement(condition, *bar) for condition in ('mixture@5', 'white_noise@3', 'speech@5') for bar in

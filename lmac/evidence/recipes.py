@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 
 from .. import __version__
 from ..audio import write_atomically
-from ..classifier import Cnn14, TappedClassifier
+from ..classifier import Cnn14, TappedClassifier, get_layer
 from ..data import esc50, folder_dataset, urbansound8k
 from ..decoder import MaskDecoder
 from .record import command_line, git_revision, machine
@@ -61,7 +61,7 @@ def check_config(
     config:dict, # the configuration
     stage:str, # 'classifier', 'explainer', 'finetune' or 'l2i'
 ) -> dict: # the same
-    "Raise `ValueError` for a part or a setting that the stage needs and the configuration lacks"
+    "Raise `ValueError` for a part or a setting that the stage needs and the configuration lacks, and for folds that are none"
     if stage == 'finetune' and 'decoder' in config:
         raise ValueError("Fine-tuning goes on with the explainer's own decoder: take 'decoder' out of the configuration.")
     if stage in ('classifier', 'l2i') and 'constraints' in config:
@@ -71,25 +71,33 @@ def check_config(
         if names is None: continue
         if not isinstance(config[part], dict) or not config[part].keys() >= set(names):
             raise ValueError(f"{part!r} of the configuration must be settings by name{' with ' if names else ''}{', '.join(names)}. Found: {config[part]}.")
+    for name in ('train', 'valid', 'test'):
+        folds = config['data'].get(name, [])
+        if folds is None and name == 'test': continue
+        if not isinstance(folds, list) or not all(isinstance(fold, int) for fold in folds): raise ValueError(f"{name} of the configuration's data must be a list of folds, such as [1, 2, 3]. Found: {folds}.")
     return config
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes010
 def open_dataset(
-    data:dict, # the `data` part of a configuration
+    data:dict, # the `data` part of a configuration: `dataset`, and the folds `train`, `valid`, `test` if there are any
     sample_rate:int, # Hz
     duration_s:float, # clips are cut or padded to this
 ): # a `ClipDataset`
-    "The dataset that a configuration names: esc10, esc50, urbansound8k, or a folder with a folder for each class"
+    "The dataset that a configuration names: esc10, esc50, urbansound8k, or a folder with a folder for each class; raises `ValueError` for folds that it does not have"
     options, name = dict(sample_rate=sample_rate, duration_s=duration_s), data['dataset']
-    if name in ('esc10', 'esc50'): return esc50(subset='esc10' if name == 'esc10' else None, **options)
-    return urbansound8k(**options) if name == 'urbansound8k' else folder_dataset(name, **options)
+    if name in ('esc10', 'esc50'): dataset = esc50(subset='esc10' if name == 'esc10' else None, **options)
+    else: dataset = urbansound8k(**options) if name == 'urbansound8k' else folder_dataset(name, **options)
+    for part in ('train', 'valid', 'test'):
+        if data.get(part): dataset.fold(*data[part])
+    return dataset
 
 def _train(task, dataset, config, out, mixed_precision, compile, callbacks=()):
     "Train as the configuration says, with history.csv in `out`; the `_training_record`, None in all but the main process"
-    data = config['data']
+    data, changes_nothing = config['data'], ('test', 'credit')  # of the training: a run goes on after they were mended
+    settings = {k: v for k, v in config.items() if k != 'taps'} | dict(data={k: v for k, v in data.items() if k not in changes_nothing}, mixed_precision=mixed_precision)
     fitted = fit_task(task, dataset.fold(*data['train']), dataset.fold(*data['valid']), **config['training'], **config['monitor'],
                       folder=out / 'training', callbacks=callbacks, mixed_precision=mixed_precision, compile=compile,
-                      config=json.loads(json.dumps(config | dict(mixed_precision=mixed_precision))))
+                      config=json.loads(json.dumps(settings)))
     if fitted.index: return None  # of several processes one writes
     task.cpu()
     for name in ('history.csv', 'history.png'): write_atomically(out / name, (out / 'training' / name).read_bytes())
@@ -151,6 +159,7 @@ def train_classifier(
     stft, rate = STFT(**config['stft']), config['sample_rate']
     front_end = LogMel(rate, config['stft']['n_fft'], **config['front_end'])
     model = Cnn14(len(dataset.labels), n_mels=config['front_end']['n_mels'], **config['network'])
+    for tap in config['taps']: get_layer(model, tap)  # before the training, rather than after it
     task = ClassifierTask(model, front_end, stft, rate, **config['augmentation'])
     made = _train(task, dataset, config, out, mixed_precision, compile)
     if made is None: return {}

@@ -28,8 +28,9 @@ from torchaudio.transforms import Resample
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..audio import (AUDIO_FORMATS, check_audio_file, check_complete, check_sample_rate, check_speed, check_waveform, data_uri, file_errors, fit_peak,
-                        listening_speed, load_audio, playable_rate, resample_ratio, speed_words, to_mono, true_rate)
+from ..audio import (AUDIO_FORMATS, PARTIAL, check_audio_file, check_complete, check_sample_rate, check_speed, check_waveform, data_uri, file_errors, fit_peak,
+                        listening_speed, load_audio, playable_rate, printable, resample_ratio, speed_words, to_mono, true_rate)
+from ..data import read_table
 from ..decoder import band_to_bin
 from ..explain import LMAC
 from ..explanation import STYLE, Explanation, Explanations, RegionStream, drop_copies, judge, region_files, region_threshold, speed_suffix
@@ -718,8 +719,8 @@ def load(cls:LongExplanation,
     if not (folder / 'timeline.csv').is_file():
         raise FileNotFoundError(f"No explanation of a long recording in {folder}: there is no timeline.csv. Make one with explain_stream.")
     known = json.loads((folder / 'explanation.json').read_text())
-    boxes = pd.read_csv(folder / 'regions.csv', keep_default_na=False) if (folder / 'regions.csv').is_file() else None
-    return cls(folder=folder, timeline=pd.read_csv(folder / 'timeline.csv'), boxes=boxes, **{k: v for k, v in known.items() if k in names})
+    boxes = read_table(folder / 'regions.csv') if (folder / 'regions.csv').is_file() else None
+    return cls(folder=folder, timeline=read_table(folder / 'timeline.csv'), boxes=boxes, **{k: v for k, v in known.items() if k in names})
 
 # %% ../../nbs/scale/long.ipynb #08long082
 @patch
@@ -761,7 +762,7 @@ def _write_stream(stream:ExplanationStream, blocks, folder:Path, suffix:str, spe
     with ExitStack() as stack:
         with _write_errors(folder):
             partial = stack.enter_context(write_together(folder))
-            samples = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix='.'))
+            samples = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=PARTIAL))
             raw = [Path(samples, f'{name}.w64') for name in names]
             files = [stack.enter_context(sf.SoundFile(path, 'w', stream.sample_rate, 1, 'FLOAT', format='W64')) for path in raw]
         def write(both):
@@ -845,7 +846,7 @@ def explain_stream(
         stream = ExplanationStream(masks, rate, native_rate, regions)
         with closing(_with_progress(blocks, rate, n, progress)) as blocks: gain, speed = _write_stream(stream, blocks, Path(out_folder), suffix, speed)
     target, contrast = (None if k is None else explainer.labels[k] for k in (target, contrast))
-    source, duration_s, window_s = str(source) if isinstance(source, (str, Path)) else None, stream.down.n_taken / rate, window_s or explainer.classifier.duration_s
+    source, duration_s, window_s = printable(source) if isinstance(source, (str, Path)) else None, stream.down.n_taken / rate, window_s or explainer.classifier.duration_s
     found = LongExplanation(Path(out_folder), _timeline(masks.rows, explainer, duration_s), list(explainer.labels), source, target, contrast, threshold,
                             duration_s, window_s, overlap, stream.sample_rate, 20 * math.log10(gain), time.perf_counter() - began, suffix, speed, time_expansion, stream.regions.finish(duration_s, plan[0]))
     found.save()
