@@ -2,11 +2,13 @@
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import signal
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -135,10 +137,9 @@ def test_the_analysis_goes_on_without_a_line_that_was_cut_off(study, answered):
     with pytest.warns(UserWarning, match="was cut off"): assert len(read_answers(study, answered, simulated=True)[0]) == before[0]
 
 
-def take_part(folder, n_rounds, wait, count):
+def take_part(rounds, wait, count):
     "A session that answers whatever is next, round after round; counts what it wrote"
-    for k in range(n_rounds):
-        answers = Answers(plain(folder), 0, folder/str(k))
+    for answers in rounds:
         wait()
         while step := answers.next():
             try: answers.write(step[0], scores=scores_of(step[1]), seconds=1, by=os.getpid())
@@ -153,10 +154,12 @@ def test_sessions_of_one_listener_at_once_lose_nothing(tmp_path, kind, n, rounds
     barrier, written = module.Barrier(n), multiprocessing.Value("i", 0)
     def count():
         with written.get_lock(): written.value += 1
-    sessions = [start(target=take_part, args=(tmp_path, rounds, barrier.wait, count)) for _ in range(n)]
+    study = plain(tmp_path)
+    all_rounds = [Answers(study, 0, tmp_path/str(k)) for k in range(rounds)]   # of threads, it is the same object; processes get copies
+    sessions = [start(target=take_part, args=(pickle.loads(pickle.dumps(all_rounds)) if kind == "processes" else all_rounds, barrier.wait, count)) for _ in range(n)]
     for session in sessions: session.start()
     for session in sessions: session.join()
-    order = [t for t, _ in plain(tmp_path).order(0)]
+    order = [t for t, _ in study.order(0)]
     for k in range(rounds):
         lines = (tmp_path/str(k)/"abc-000.jsonl").read_text().splitlines()
         assert [json.loads(line)["trial"] for line in lines] == order
@@ -318,6 +321,10 @@ def test_answers_count_without_what_systems_put_beside_them(study, real):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(read_answers(study, file.parent)[0]) == 2 * 3 * 5 * 2
+    os.rename(bytes(file), bytes(file.parent) + b"/\xff.jsonl")   # no name in UTF-8
+    assert len(read_answers(study, file.parent)[0]) == 2 * 3 * 5 * 2
+    Path(os.fsdecode(bytes(file.parent) + b"/\xff.jsonl")).write_text("7\n")
+    assert check_answers(study, file.parent).file.tolist() == [r"\udcff.jsonl"]
     with pytest.raises(FileNotFoundError, match="no folder"): read_answers(study, file.parent/"elsewhere")
 
 
@@ -338,6 +345,9 @@ def test_what_was_collected_is_never_replaced(sessions, tmp_path):
     assert build_study(sessions[:2], tmp_path, ["lmac"]).plan == study.plan   # the very same may be made again
     with pytest.raises(ValueError, match="answers to another study"): build_study(sessions[:2], tmp_path, ["energy"])
     with pytest.raises(ValueError, match="must not hold real answers"): simulate_answers(study, 2, MERIT, tmp_path/"answers")
+    assert all(p.read_bytes() == data for p, data in files.items())
+    (tmp_path/"study.json").write_text("{")   # what is lost is made again, from the same seed
+    build_study(sessions[:2], tmp_path, ["lmac"])
     assert all(p.read_bytes() == data for p, data in files.items())
 
 

@@ -23,8 +23,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock
 from ipywidgets import HTML, Button, IntSlider, Layout, ToggleButtons, VBox
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from scipy.stats import binomtest, friedmanchisquare, wilcoxon
 from statsmodels.stats.multitest import multipletests
 from statsmodels.tools.sm_exceptions import ConvergenceWarning
@@ -144,7 +143,7 @@ def build_study(
     trials = _make_trials([s.name for s in sessions], labels, [REFERENCE, *methods, ANCHOR], methods, n_practice, seed)
     plan = dict(title=title, scales=SCALES, pair=PAIR, seed=seed, trials=trials, orders=_make_orders(trials, n_slots, seed), clips=clips)
     plan = dict(id=_token(json.dumps(plan, sort_keys=True)), **plan)
-    if any((folder/'answers').glob('*.jsonl')) and Study.open(folder).plan['id'] != plan['id']:
+    if any(plan['id'].encode() not in (text := f.read_bytes()) and text for f in (folder/'answers').glob('*.jsonl')):
         raise ValueError(f"{folder} must not hold answers to another study, which nobody could read without its key. Choose another folder.")
     (folder/'sounds').mkdir(parents=True, exist_ok=True)
     files |= {'key.json': json.dumps(key, indent=1).encode(), 'study.json': json.dumps(plan).encode()}
@@ -152,14 +151,14 @@ def build_study(
     return Study(folder, plan)
 
 # %% ../../nbs/listen/study.ipynb #13study019
-_CUT_OFF = 'was cut off' # said of a line
+_CUT_OFF, _OBJECT = 'was cut off', TypeAdapter(dict) # said of a line; what a line is
 
 def _parse_line(line):
     "The object on a line of bytes, or in words why there is none"
     if line.startswith(BOM_UTF8): return 'begins with a byte order mark, which some editors write. Save the file as UTF-8 without it'
-    try: found = from_json(line.rstrip(b'\0'))  # zeros: what some file systems put where the power failed
-    except ValueError as e: return _CUT_OFF if 'EOF' in str(e) else f'is no JSON ({e})'
-    return found if isinstance(found, dict) else 'is no JSON object'
+    try: return _OBJECT.validate_json(line.rstrip(b'\0'))  # zeros: what some file systems put where the power failed
+    except ValidationError as e: said = e.errors()[0]['msg']
+    return _CUT_OFF if 'EOF' in said else f'is no JSON object ({said})'
 
 def _read_lines(file):
     "Number of each line that is not blank, and the object on it or in words why there is none"
@@ -190,25 +189,23 @@ class Answers:
         self.study, self.listener = study, listener
         self.file = Path(folder or study.folder/'answers')/f'{study.plan["id"]}-{listener:03}.jsonl'
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(self.file.with_name(f'.{self.file.name}.lock'))
 
+    def _alone(self): return FileLock(self.file.with_name(f'.{self.file.name}.lock'))
     def _own(self, report=False):
         "Trial → the first answer to it; what is no answer is warned of, or passed over"
-        with self.lock: lines = _read_lines(self.file)
-        for n, words in lines:
-            if report and isinstance(words, str): warnings.warn(f"{self.file}, line {n}: {words}. It is skipped, and its trial asked again.")
-        first = {}
-        for _, a in lines:
+        lines, first = _read_lines(self.file), {}
+        for n, a in lines:
+            if report and isinstance(a, str): warnings.warn(f"{self.file}, line {n}: {a}. It is skipped, and its trial asked again.")
             if isinstance(a, dict) and (a.get('study'), a.get('listener')) == (self.study.plan['id'], self.listener): first.setdefault(str(a.get('trial')), a)
         return first
 
     def read(self) -> list: # of dicts
         "All answers so far, one for each trial; warns of lines that hold none"
-        return list(self._own(report=True).values())
+        with self._alone(): return list(self._own(report=True).values())
 
     def next(self): # [trial, tokens in the order shown], or None at the end
         "The first trial without an answer"
-        answered = self._own()
+        with self._alone(): answered = self._own()
         return next((step for step in self.study.order(self.listener) if step[0] not in answered), None)
 
     def write(self,
@@ -217,7 +214,7 @@ class Answers:
     ):
         "Put an answer on the disk; raises `ValueError` if the trial was answered before, in whatever session"
         line = json.dumps(dict(study=self.study.plan['id'], listener=self.listener, trial=trial, time=round(time.time(), 1)) | answer)
-        with self.lock:
+        with self._alone():
             if trial in self._own(): raise ValueError(f"Trial {trial} was answered before.")
             _append_line(self.file, line)
 
@@ -276,6 +273,7 @@ def make_form(self:ListeningSession) -> list: # of widgets
     for control in self.controls.values(): control.observe(touch, 'value')
     return list(self.controls.values())
 
+# %% ../../nbs/listen/study.ipynb #c5d0f19f
 @patch
 def submit(self:ListeningSession):
     "Write the answer and go on; stay if the disk does not take it"
@@ -336,7 +334,8 @@ def _judge_answers(study, folder, simulated):
     "Answers that count, and rows of `check_answers`"
     if folder and not Path(folder).is_dir(): raise FileNotFoundError(f"There is no folder {folder} with answers.")
     folder, trials, found, rows, first = Path(folder or study.folder/'answers'), {t['id']: t for t in study.plan['trials']}, [], [], {}
-    def report(file, line, fault, skipped=True): rows.append(dict(file=file.name, line=line, fault=fault, skipped=skipped))
+    def name(file): return file.name.encode(errors='backslashreplace').decode()  # which can be printed
+    def report(file, line, fault, skipped=True): rows.append(dict(file=name(file), line=line, fault=fault, skipped=skipped))
     for file in sorted(f for f in folder.glob('[!.]*') if f.is_file()):
         if file.suffix != '.jsonl': report(file, 0, 'is not read: files of answers end in .jsonl'); continue
         named = re.match(rf"{re.escape(study.plan['id'])}-(\d+)", file.name)
@@ -349,7 +348,7 @@ def _judge_answers(study, folder, simulated):
     for file, n, a in sorted(found, key=lambda x: x[2]['time']): first.setdefault((a['listener'], a['trial']), (file, n))
     for file, n, a in found:
         file_1, n_1 = first[a['listener'], a['trial']]
-        if (file_1, n_1) != (file, n): report(file, n, f"answers trial {a['trial']} again. The first answer counts: {file_1.name}, line {n_1}")
+        if (file_1, n_1) != (file, n): report(file, n, f"answers trial {a['trial']} again. The first answer counts: {name(file_1)}, line {n_1}")
     answers = [a for file, n, a in found if first[a['listener'], a['trial']] == (file, n)]
     return answers, sorted(rows, key=lambda row: (row['file'], row['line']))
 
