@@ -463,7 +463,7 @@ def test_importing_explain_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize("command, package, extra", [("lmac-evaluate --quick --data scenes --out x.json", "captum", "evidence"),
-                                                     ("lmac-experiment shortcuts --quick --out x.json", "captum", "evidence")])
+                                                     ("lmac-experiment shortcuts --quick --out x.json", "captum", "evidence"), ("lmac-study check .", "ipywidgets", "listen")])
 def test_a_command_without_its_extra_says_what_to_install(tmp_path, command, package, extra):
     name, *args = command.split()
     code = f"import sys; sys.modules[{package!r}] = None; import lmac.cli; lmac.cli.sys.argv = {[name, *args]}; import runpy; runpy.run_path('run.py', run_name='__main__')"
