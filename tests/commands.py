@@ -59,7 +59,7 @@ class Run:
         assert 'Traceback' not in self.err, self.err[-3000:]
         last = self.err.rstrip().split('\n')
         assert lines is None or len(last) == lines, self.err
-        assert re.match(r'lmac-(explain|train|evaluate): error: ', last[-1].rpartition('\r')[2]), last[-1]
+        assert re.match(r'lmac-(explain|train|evaluate|study): error: ', last[-1].rpartition('\r')[2]), last[-1]
         assert re.search(message, last[-1]), last[-1]
         return self
 

@@ -508,6 +508,40 @@ def save(page, name, folder):
     info.value.save_as(folder/info.value.suggested_filename)
 
 
+def kept(page, study, listener): return json.loads(page.evaluate(f"localStorage.getItem('lmac-study {study.plan['id']} {listener}')"))
+
+
+def test_a_trial_that_was_answered_in_another_tab_is_not_answered_again(new_page, study):
+    study, file = study
+    one = new_page(file.as_uri())
+    two = one.context.new_page()
+    complaints = watch(two)
+    two.goto(file.as_uri())
+    for page in (one, two): begin(page, 0)
+    answer_trial(one, 20)
+    before = kept(one, study, 0)
+    two.wait_for_function("n => Object.values(localStorage).some((x) => JSON.parse(x).length === n)", arg=1)
+    answer_trial(two, 80)
+    assert two.get_by_text("answered in another tab").is_visible() and two.get_by_text(f"2 of {len(study.plan['trials'])}").is_visible()
+    assert kept(two, study, 0) == before
+    answer_trial(two, 80)   # the next is this tab's
+    answer_trial(one, 20)
+    assert one.get_by_text("answered in another tab").is_visible() and two.get_by_text("answered in another tab").count() == 0
+    assert [a["trial"] for a in kept(two, study, 0)] == [t for t, _ in study.order(0)[:2]] and not complaints
+
+
+def test_an_answer_that_the_browser_does_not_keep_is_not_passed_over(new_page, study):
+    study, file = study
+    page = new_page(file.as_uri())
+    begin(page, 0)
+    page.evaluate("() => { window.setItem = Storage.prototype.setItem; Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') } }")
+    answer_trial(page, 20)
+    assert page.get_by_role("alert").inner_text().startswith("This browser did not keep the answer (full)") and page.get_by_text("1 of").is_visible()
+    page.evaluate("() => { Storage.prototype.setItem = window.setItem }")
+    page.get_by_role("button", name="Next").click()
+    assert page.get_by_text("2 of").is_visible() and len(kept(page, study, 0)) == 1
+
+
 def test_the_sounds_of_a_trial_are_those_of_the_plan(new_page, study):
     from lmac.audio import load_audio
     study, file = study

@@ -268,7 +268,7 @@ def test_the_package_is_small():
     lines = {name: len(p.read_text(encoding="utf-8").splitlines()) for name, p in FILES.items()}
     parts = {part: sum(n for name, n in lines.items() if (wing_of(name) or "method and command line") == part) for part in ["method and command line", *WINGS]}
     print(f"\n{sum(lines.values())} lines: {parts}")
-    assert sum(lines.values()) <= 12_400, f"{sum(lines.values())} lines without _modidx.py, 12,400 are the most: {parts}"  # 10,500, 900 for networks that others trained, and 1,000 for speeds, several classes, regions, what is heard besides a clip, packages, embeddings and an end when nothing improves
+    assert sum(lines.values()) <= 12_550, f"{sum(lines.values())} lines without _modidx.py, 12,550 are the most: {parts}"  # 10,500, 900 for networks that others trained, and 1,000 for speeds, several classes, regions, what is heard besides a clip, packages, embeddings and an end when nothing improves; 150 for answers of listeners that are never lost
 
 
 def test_export_cells_are_short_as_a_rule():
@@ -463,7 +463,7 @@ def test_importing_explain_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize("command, package, extra", [("lmac-evaluate --quick --data scenes --out x.json", "captum", "evidence"),
-                                                     ("lmac-experiment shortcuts --quick --out x.json", "captum", "evidence")])
+                                                     ("lmac-experiment shortcuts --quick --out x.json", "captum", "evidence"), ("lmac-study check .", "ipywidgets", "listen")])
 def test_a_command_without_its_extra_says_what_to_install(tmp_path, command, package, extra):
     name, *args = command.split()
     code = f"import sys; sys.modules[{package!r}] = None; import lmac.cli; lmac.cli.sys.argv = {[name, *args]}; import runpy; runpy.run_path('run.py', run_name='__main__')"

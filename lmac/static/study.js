@@ -29,10 +29,11 @@ function lmacStudy(document) {
       element('p', {}, 'Your answers stay in this browser until you save them as a file at the end. You can close this page and go on later.'), form)
   }
 
-  function next() {
+  function next(note) {
     const answers = load(listener), done = new Set(answers.map((a) => a.trial)), order = plan.orders[listener % plan.orders.length]
     const step = order.find(([id]) => !done.has(id))
     step ? ask(plan.trials.find((t) => t.id === step[0]), step[1], answers.length, order.length) : end(order.length)
+    if (note) main.querySelector('h2').after(element('p', { role: 'status' }, note))
   }
 
   function ask(trial, items, done, all) {
@@ -62,10 +63,14 @@ function lmacStudy(document) {
       }
       answer = () => ({ scores: Object.fromEntries(items.map((t) => [t, Object.fromEntries(Object.keys(plan.scales).map((s) => [s, +form.elements[`${t} ${s}`].value]))])) })
     }
-    form.append(button)
+    const warning = element('p', { role: 'alert' })
+    form.append(button, warning)
     function submit() {
+      const before = load(listener)   // read again: this listener may have answered in another tab
+      if (before.some((a) => a.trial === trial.id)) return next('The last trial was answered in another tab; the first answer counts.')
       const line = { study: plan.id, listener, trial: trial.id, time: Date.now() / 1000, ...answer(), seconds: Math.round(performance.now() - began) / 1000 }
-      localStorage.setItem(place(listener), JSON.stringify([...load(listener), line]))
+      try { localStorage.setItem(place(listener), JSON.stringify([...before, line])) }
+      catch (e) { return warning.replaceChildren(`This browser did not keep the answer (${e.message}). Save the answers so far, and press Next again.`) }
       next()
     }
     show(heading(`${done + 1} of ${all}${trial.practice ? ' (practice)' : ''}`), figure, form,
