@@ -236,17 +236,19 @@ def _ogg_parts(file, path, size):
 # %% ../nbs/00_audio.ipynb #cba92d35
 def _chunk_parts(file, path, size):
     "Recordings in a wav or aiff file, as (start, end)"
-    parts, at = [], 0
-    while (head := _at(file, at, 12))[:4] in (b'RIFF', b'RF64', b'FORM') and len(head) == 12:
-        start, at, order = at, at + 12, 'big' if head[:4] == b'FORM' else 'little'
-        while len(head := _at(file, at, 8)) == 8 and head[:4] not in (b'RIFF', b'RF64', b'FORM') and re.fullmatch(rb'[ -~]{4}', head[:4]):
-            length = int.from_bytes(head[4:], order)
+    parts, at, tops = [], 0, (b'RIFF', b'RF64', b'FORM')
+    while (head := _at(file, at, 12))[:4] in tops and len(head) == 12 and len(parts) < 10_000:
+        start, at, order, long = at, at + 12, 'big' if head[:4] == b'FORM' else 'little', None
+        while len(head := _at(file, at, 24)) >= 8 and head[:4] not in tops and re.fullmatch(rb'[ -~]{4}', head[:4]):
+            length = int.from_bytes(head[4:8], order)
+            if head[:4] == b'ds64': long = int.from_bytes(head[16:24], 'little')  # lengths of over 4 GiB stand here
+            if head[:4] == b'data' and length == 0xffffffff and long: length = long
             # what was written to a pipe, or never closed, reaches to the end
-            at = size if length >= 0x7fff0000 or length == 0 and head[:4] in (b'data', b'SSND') else at + 8 + length
+            elif length >= 0x7fff0000 or length == 0 and head[:4] in (b'data', b'SSND'): length = size
+            at += 8 + length
             if length % 2 and _at(file, at, 1) == b'\0': at += 1
         at = min(at, size)
         parts.append((start, at))
-        if len(parts) >= 10_000: break
     return parts
 
 def _found_parts(signature):
@@ -369,10 +371,10 @@ def _one_part(file, path, size): return [(0, size)]
 _ASF = bytes.fromhex('3026b2758e66cf11a6d900aa0062ce6c')
 _KINDS = [ # first bytes, FFmpeg's name of the format (None: libsndfile reads it), what finds the recordings in it
     (rb'OggS', None, _ogg_parts), (rb'(?:RIFF|RF64).{4}WAVE|FORM.{4}AIF[FC]', None, _chunk_parts),
-    (rb'fLaC', None, _found_parts(rb'fLaC[\x00\x80]\x00\x00\x22')), (rb'caff\0\1', None, _found_parts(rb'caff\0\1\0\0desc')),
+    (rb'fLaC', None, _found_parts(rb'fLaC[\x00\x80]\x00\x00\x22')), (rb'caff\x00\x01', None, _found_parts(rb'caff\x00\x01\x00\x00desc')),
     (rb'.{4}(?:ftyp|moov|mdat|wide|free|skip|pnot)', 'mov', _box_parts), (rb'\x1aE\xdf\xa3', 'matroska', _found_parts(rb'\x1aE\xdf\xa3.{1,44}?(?:webm|matroska)')),
     (re.escape(_ASF), 'asf', _found_parts(re.escape(_ASF))), (rb'\xff[\xf0\xf1\xf8\xf9]', 'aac', _one_part), (rb'#!AMR', 'amr', _one_part),
-    (rb'RIFF.{4}AVI ', 'avi', _one_part), (rb'FLV\1', 'flv', _one_part), (rb'G.{187}G.{187}G', 'mpegts', _one_part), (rb'\0\0\1\xba', 'mpeg', _one_part)]
+    (rb'RIFF.{4}AVI ', 'avi', _one_part), (rb'FLV\x01', 'flv', _one_part), (rb'G.{187}G.{187}G', 'mpegts', _one_part), (rb'\x00\x00\x01\xba', 'mpeg', _one_part)]
 
 def _kind_of(file):
     "FFmpeg's name of an open file's format, None if libsndfile is to read it, and what finds the recordings in it"
@@ -488,6 +490,7 @@ class Recording:
                 if reader.format == 'FLAC' and 0 < reader.frames < _UNKNOWN: reader = _flac_reader(self.path, reader, start, end)
                 if mpeg: reader = _mpeg_reader(self.path, reader, start, end, *mpeg)
         self.reader, self.n_part, self.promised = reader, 0, reader.frames if reader.frames < _UNKNOWN else 0 # samples read of this part, and stated; 0: none
+        self.is_estimate = bool(self.kind) or reader.format in ('MP3', 'MPEG') # which need not be exact
         return reader.samplerate, reader.channels
 
 # %% ../nbs/00_audio.ipynb #93d02d7a
@@ -495,7 +498,8 @@ class Recording:
 def read(self:Recording, n:int) -> np.ndarray: # at most this many samples -> float32 `(time, channel)`, empty at the end only
     "The next samples; raises `ValueError` where there are fewer than stated, warns of what is left unread"
     while self.reader:
-        with file_errors(self.path): block = self.reader.read(n, dtype='float32', always_2d=True)
+        more = n if self.is_estimate or not self.promised else min(n, self.promised - self.n_part)  # beyond, a FLAC decoder stumbles over tags
+        with file_errors(self.path): block = self.reader.read(more, dtype='float32', always_2d=True)
         self.n_part, self.n_read = self.n_part + len(block), self.n_read + len(block)
         if len(block): return block
         self._end_part()
@@ -504,23 +508,22 @@ def read(self:Recording, n:int) -> np.ndarray: # at most this many samples -> fl
 @patch
 def _end_part(self:Recording):
     "Compare what was read of a part with what was stated, and open the next"
-    estimate = self.kind or self.reader.format in ('MP3', 'MPEG')
-    if self.n_part < self.promised*(.95 if estimate else 1):
+    if self.n_part < self.promised*(.95 if self.is_estimate else 1):
         raise ValueError(f"{self.path} is truncated: {self.promised} samples were expected. Found: {self.n_part}. Fetch it again.")
     unread = self.unread
     if self.index + 1 < len(self.parts):
         if self._open_next() == (self.sample_rate, self.n_channels): return
         unread = self.size - self.parts[self.index][0]
-        says = f"another recording, of {self.reader.channels} channels at {self.reader.samplerate} Hz. Take the file apart to read it."
-    else: says = "the header does not count as sound. Export it again if some is missing."
-    if unread: warnings.warn(f"{self.path}: the last {unread} of {self.size} bytes were not read, after {self.n_read/self.sample_rate:g} s; they are {says}", stacklevel=4)
+        says = f"another recording follows, of {self.reader.channels} channel(s) at {self.reader.samplerate} Hz. Take the file apart to read it."
+    else: says = "its header does not say that they are sound. Export it again if some is missing."
+    if unread: warnings.warn(f"{self.path}: the last {unread} of {self.size} bytes were not read, after {self.n_read/self.sample_rate:g} s: {says}", stacklevel=4)
     self.close()
 
 # %% ../nbs/00_audio.ipynb #72c7649d
 @patch
 def skip(self:Recording, n:int): # samples
     "Pass over the first `n` samples"
-    if len(self.parts) == 1 and not self.kind and self.reader.format not in ('MP3', 'MPEG') and n < self.promised: # frames of mp3 need those before them
+    if len(self.parts) == 1 and not self.is_estimate and n < self.promised: # frames of mp3 need those before them
         with file_errors(self.path): self.reader.seek(n)
         self.n_part = self.n_read = n
     else:
