@@ -235,20 +235,22 @@ def _ogg_parts(file, path, size):
 
 # %% ../nbs/00_audio.ipynb #cba92d35
 def _chunk_parts(file, path, size):
-    "Recordings in a wav or aiff file, as (start, end)"
+    "Recordings in a wav or aiff file, as (start, end, what its first bytes should be if a length of 0 stands there)"
     parts, at, tops = [], 0, (b'RIFF', b'RF64', b'FORM')
+    def is_name(name): return len(name) == 4 and re.fullmatch(rb'[ -~]{4}', name)
     while (head := _at(file, at, 12))[:4] in tops and len(head) == 12 and len(parts) < 10_000:
-        start, at, order, long = at, at + 12, 'big' if head[:4] == b'FORM' else 'little', None
-        while len(head := _at(file, at, 24)) >= 8 and head[:4] not in tops and re.fullmatch(rb'[ -~]{4}', head[:4]):
+        start, at, order, long, front = at, at + 12, 'big' if head[:4] == b'FORM' else 'little', None, b''
+        while len(head := _at(file, at, 24)) >= 8 and head[:4] not in tops and is_name(head[:4]):
             length = int.from_bytes(head[4:8], order)
             if head[:4] == b'ds64': long = int.from_bytes(head[16:24], 'little')  # lengths of over 4 GiB stand here
             if head[:4] == b'data' and length == 0xffffffff and long: length = long
-            # what was written to a pipe, or never closed, reaches to the end
-            elif length >= 0x7fff0000 or length == 0 and head[:4] in (b'data', b'SSND'): length = size
+            elif length >= 0x7fff0000: length = size  # written to a pipe, it reaches to the end
+            elif length == 0 and head[:4] == b'data' and at + 8 < size and not is_name(head[8:12]):  # never closed: a recorder without power
+                front, length = _at(file, start, at + 4 - start) + b'\xff'*4, size
             at += 8 + length
             if length % 2 and _at(file, at, 1) == b'\0': at += 1
         at = min(at, size)
-        parts.append((start, at))
+        parts.append((start, at, front))
     return parts
 
 def _found_parts(signature):
@@ -281,16 +283,18 @@ def _tag_length(head):
     return 128 if head[:3] == b'TAG' else 0
 
 # %% ../nbs/00_audio.ipynb #d70ee354
+_NOTE = rb'.{4,38}?(?:(?:Xing|Info)\x00\x00\x00(.)(.{4})|VBRI)' # flags, of which the first says that the number of frames follows
+
 def _mpeg_parts(file, path, size):
-    "Recordings in an mp3 file, as (start, end, samples, frames that a note states, a frame's header)"
+    "Recordings in an mp3 file, as (start, end, samples, frames that a note states, first bytes)"
     parts, at, kind = [], 0, None
     while at + 4 <= size:
         head = _at(file, at, 64)
         if length := _tag_length(head): at += length
         elif (frame := _mpeg_frame(head)) and (at + frame[0] >= size or _mpeg_frame(_at(file, at + frame[0], 4)) or kind == frame[2] or _tag_length(_at(file, at + frame[0], 16))):
             length, n, now = frame
-            note = re.match(rb'.{4,38}?(?:(?:Xing|Info)\0\0\0(.)(.{4})|VBRI)', head, re.S)
-            if note or kind != now: parts.append([at, at, 0, int.from_bytes(note[2], 'big') if note and note[1] and note[1][0] & 1 else None, head[:4]])
+            note = re.match(_NOTE, head, re.S)
+            if note or kind != now: parts.append([at, at, 0, int.from_bytes(note[2], 'big') if note and note[1] and note[1][0] & 1 else None, head])
             if not note: parts[-1][2] += n
             at, kind = min(size, at + length), now
             parts[-1][1] = at
@@ -301,11 +305,12 @@ def _mpeg_parts(file, path, size):
     return [tuple(p) for p in parts]
 
 def _noted(head, n_frames):
-    "A frame for the front of an MPEG recording whose only content is a note of its number of frames"
+    "First bytes of an MPEG recording that note the number of its frames: those that it has put right, or a frame without any sound"
+    if (note := re.match(_NOTE, head, re.S)) and note[2]: return head[:note.start(2)] + n_frames.to_bytes(4, 'big') + head[note.end(2):], len(head)
     head = bytes([255, head[1] | 1, head[2] & 0x0d | 0xe0, head[3]])  # without checksum and padding, of the highest bit rate: room for the note
     version, mono = _mpeg_frame(head)[2][0], head[3] >> 6 == 3
     note = bytes((17 if mono else 32) if version == 1 else (9 if mono else 17)) + b'Xing\0\0\0\1' + n_frames.to_bytes(4, 'big')
-    return (head + note).ljust(_mpeg_frame(head)[0], b'\0')
+    return (head + note).ljust(_mpeg_frame(head)[0], b'\0'), 0
 
 # %% ../nbs/00_audio.ipynb #85f5a55d
 class _Part(io.RawIOBase):
@@ -372,6 +377,8 @@ _ASF = bytes.fromhex('3026b2758e66cf11a6d900aa0062ce6c')
 _KINDS = [ # first bytes, FFmpeg's name of the format (None: libsndfile reads it), what finds the recordings in it
     (rb'OggS', None, _ogg_parts), (rb'(?:RIFF|RF64).{4}WAVE|FORM.{4}AIF[FC]', None, _chunk_parts),
     (rb'fLaC', None, _found_parts(rb'fLaC[\x00\x80]\x00\x00\x22')), (rb'caff\x00\x01', None, _found_parts(rb'caff\x00\x01\x00\x00desc')),
+    (rb'\.snd', None, _found_parts(rb'\.snd.{8}\x00\x00\x00[\x01-\x1b]')), (rb'Creative Voice File\x1a', None, _found_parts(rb'Creative Voice File\x1a')),
+    (rb'riff\x2e\x91\xcf\x11', None, _found_parts(rb'riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb')),
     (rb'.{4}(?:ftyp|moov|mdat|wide|free|skip|pnot)', 'mov', _box_parts), (rb'\x1aE\xdf\xa3', 'matroska', _found_parts(rb'\x1aE\xdf\xa3.{1,44}?(?:webm|matroska)')),
     (re.escape(_ASF), 'asf', _found_parts(re.escape(_ASF))), (rb'\xff[\xf0\xf1\xf8\xf9]', 'aac', _one_part), (rb'#!AMR', 'amr', _one_part),
     (rb'RIFF.{4}AVI ', 'avi', _one_part), (rb'FLV\x01', 'flv', _one_part), (rb'G.{187}G.{187}G', 'mpegts', _one_part), (rb'\x00\x00\x01\xba', 'mpeg', _one_part)]
@@ -380,7 +387,7 @@ def _kind_of(file):
     "FFmpeg's name of an open file's format, None if libsndfile is to read it, and what finds the recordings in it"
     head = _at(file, 0, 10)
     head = _at(file, _tag_length(head) if head[:3] == b'ID3' else 0, 600)
-    return next(((name, find) for first, name, find in _KINDS if re.match(first, head, re.S)), (None, None))
+    return next(((name, find) for first, name, find in _KINDS if re.match(first, head, re.S)), (None, _mpeg_parts if _mpeg_frame(head) else None))
 
 # %% ../nbs/00_audio.ipynb #4a6c5b92
 class _AVSound:
@@ -449,7 +456,9 @@ def _mpeg_reader(path, reader, start, end, n, stated, head):
     found = n//frame[1]
     if stated is not None and stated > 1.05*found + 1: raise ValueError(f"{path} is truncated or damaged: its header states {stated} frames. Found: {found}. Fetch it again.")
     right = stated in (found, found - 1, found + 1) if stated is not None else abs(reader.frames - n) <= 2*frame[1]
-    return reader if right or frame[2][1] != 3 else _SoundFile(_Part(path, start, end, _noted(head, found)))
+    if right or frame[2][1] != 3: return reader  # no notes in layers I and II
+    front, n_replaced = _noted(head, found)
+    return _SoundFile(_Part(path, start + n_replaced, end, front))
 
 # %% ../nbs/00_audio.ipynb #782ea178
 _UNKNOWN = 1 << 62 # libsndfile's length of what states none is larger
@@ -463,7 +472,7 @@ class Recording:
         self.size = self.path.stat().st_size # in bytes
         with file_errors(self.path), open(self.path, 'rb') as file:
             self.kind, find = _kind_of(file)
-            if find is None: # libsndfile itself tells best what is an mp3, or rare
+            if find is None: # libsndfile itself tells best what is rare
                 with sf.SoundFile(self.path) as known: find = _mpeg_parts if known.format in ('MP3', 'MPEG') else _one_part
             self.parts = find(file, self.path, self.size) or [(0, self.size)]
             tail = _at(file, self.parts[-1][1], 1 << 16)
@@ -481,11 +490,12 @@ class Recording:
         "Open the next part; its sample rate and number of channels"
         self.close()
         self.index += 1
-        start, end, *mpeg = self.parts[self.index]
+        start, end, *more = self.parts[self.index]
+        front, mpeg = more[0] if len(more) == 1 else b'', more if len(more) > 1 else None
         with file_errors(self.path):
             if self.kind: reader = _AVSound(self.path, _Part(self.path, start, end), self.kind)
             else:
-                reader = _SoundFile(self.path if len(self.parts) == 1 else _Part(self.path, start, end))
+                reader = _SoundFile(self.path if len(self.parts) == 1 and not front else _Part(self.path, start + len(front), end, front))
                 check_complete(self.path, reader)
                 if reader.format == 'FLAC' and 0 < reader.frames < _UNKNOWN: reader = _flac_reader(self.path, reader, start, end)
                 if mpeg: reader = _mpeg_reader(self.path, reader, start, end, *mpeg)
