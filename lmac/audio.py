@@ -66,7 +66,7 @@ def warn_if_cancelled(
     name:str='the waveform', # what to call it
 ) -> bool: # whether the channels cancel
     "Warn if the level of the mean is 20 dB or more below that of the channels, in any clip"
-    if waveform.shape[-2] < 2: return False
+    if waveform.ndim < 2 or waveform.shape[-2] < 2: return False
     channels, mean = (torch.linalg.vector_norm(x, dim=(-2, -1))/x.shape[-2]**.5 for x in (waveform, mix))
     lost_db = 20*(channels/mean.clamp_min(1e-20)).log10()[(channels > 0) & (mean <= channels/10)]
     if cancelled := len(lost_db) > 0:
@@ -507,6 +507,7 @@ class Recording:
 @patch
 def read(self:Recording, n:int) -> np.ndarray: # at most this many samples -> float32 `(time, channel)`, empty at the end only
     "The next samples; raises `ValueError` where there are fewer than stated, warns of what is left unread"
+    n = min(n, 1 + max(1 << 20, 8*self.size)//(self.n_channels or 1))  # so much at a time is never asked for in vain
     while self.reader:
         more = n if self.is_estimate or not self.promised else min(n, self.promised - self.n_part)  # beyond, a FLAC decoder stumbles over tags
         with file_errors(self.path): block = self.reader.read(more, dtype='float32', always_2d=True)

@@ -18,7 +18,7 @@ from fastcore.script import Param, anno_parser, store_true
 
 from . import __version__
 
-from .audio import AUDIO_FORMATS, check_speed, check_time_expansion, make_scene, save_audio, speed_words, write_atomically
+from .audio import AUDIO_FORMATS, READ_SUFFIXES, check_speed, check_time_expansion, make_scene, save_audio, speed_words, write_atomically
 from .explain import LMAC
 from .explanation import region_files, speed_suffix
 from .pretrained import explainer_folder, load_classifier, write_files
@@ -90,7 +90,7 @@ def _find_audio_files(path):
     if path.is_file(): return [path]
     if not path.exists(): raise FileNotFoundError(f"There is no file or folder {path}.")
     def ours(p): return p.stem.partition('-')[0] in ('explanation', 'residual') and (p.parent / 'explanation.json').is_file()
-    found = sorted(p for p in path.rglob('*') if p.suffix.lower() in AUDIO_FORMATS and not ours(p))
+    found = sorted(p for p in path.rglob('*') if p.suffix.lower() in READ_SUFFIXES and not ours(p))
     if not found: raise ValueError(f"No audio file ({', '.join(AUDIO_FORMATS)}) in the folder {path}.")
     return found
 
@@ -133,7 +133,7 @@ def _several(explainer, target, top): # of the options, those that differ
 # %% ../nbs/13_cli.ipynb #14cli009
 @command
 def lmac_explain(
-    audio:Param('Recording (wav, flac, ogg, mp3), or a folder of recordings; without it, a synthetic scene', str, opt=False, nargs='?')=None,
+    audio:Param('Recording (wav, flac, ogg, mp3; with the extra lmac[av] also m4a, mp4, webm, wma), or a folder of recordings; without it, a synthetic scene', str, opt=False, nargs='?')=None,
     out:str='out', # Folder for the results; one folder for each recording if a folder is given
     explainer:str='esc10', # Bundled explainer (esc10, esc10-finetuned, esc10-sources), folder, or id on the Hugging Face hub
     binary:store_true=False, # Binary mask: each bin of the spectrogram is kept or removed, rounded at 0.5
@@ -145,6 +145,7 @@ def lmac_explain(
     native_rate:store_true=False, # Write the explanation at the recording's sample rate rather than the classifier's
     speed:float=None, # Play it at this factor, 0.1 for ten times slower; by default so that what is above 20 kHz or below 50 Hz is heard
     time_expansion:float=None, # How many times slower than life the file is, 10 for many bat recorders; by default as its GUANO or WAMD metadata say
+    channel:int=None, # Channel to explain, counted from 0 (0 is left, 1 right); by default the mean of all
     overwrite:store_true=False, # For a folder: explain again what has been explained already
     region_threshold:float=None, # Value of the mask above which a bin belongs to a region; None: 0.5, or 0.9 of a mask in decibels
 ):
@@ -155,7 +156,7 @@ def lmac_explain(
         if time_expansion is not None: check_time_expansion(time_expansion)
         lmac, threshold = LMAC.from_pretrained(explainer), .5 if binary and threshold is None else threshold
         options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate, region_threshold=region_threshold) | _several(lmac, target, top)
-        options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion).items() if v is not None}
+        options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion, channel=channel).items() if v is not None}
         out = Path(out)
         if not (audio and Path(audio).is_dir()) and not is_main(): return  # one recording is one process's work
         if audio is None: _explain_scene(lmac, out, options)
