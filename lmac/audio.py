@@ -325,7 +325,7 @@ class _Part(io.RawIOBase):
         return self.at
     def readinto(self, buffer):
         n = max(0, min(len(buffer), self.size - self.at))
-        data = self.front[self.at:self.at + n] or _at(self.file, self.start + self.at, n)
+        data = n and (self.front[self.at:self.at + n] or _at(self.file, self.start + self.at, n)) or b''
         buffer[:len(data)] = data
         self.at += len(data)
         return len(data)
@@ -404,10 +404,11 @@ class _AVSound:
         self.decoded, self.samplerate = self.container.decode(stream), None
         if kind in ('aac', 'flv', 'mpegts') and stream.codec_context.name == 'aac': next(self.decoded, None)
         self.blocks = map(self._samples, self.decoded)
-        self.held = next(self.blocks, np.zeros((0, 1), 'float32'))
+        self.held = next(self.blocks, None)
+        if self.held is None: raise ValueError(f"{path} holds no samples: none could be decoded. Record or export it again.")
         duration_s = stream.duration*stream.time_base if stream.duration and kind in ('mov', 'avi') else 0
         if kind in ('matroska', 'asf') and len(streams) == 1: duration_s = (self.container.duration or 0)/1e6
-        self.frames = max(0, int(duration_s*(self.samplerate or 0)))
+        self.frames = max(0, int(duration_s*self.samplerate))
 
     def _samples(self, frame):
         "A decoded frame as float32 `(time, channel)`"
@@ -445,9 +446,7 @@ def _flac_reader(path, reader, start, end):
     probe = _SoundFile(_without_length(path, start, end))
     with suppress(sf.LibsndfileError):  # beyond the end
         probe.seek(reader.frames)
-        if len(probe.read(1)):
-            probe.seek(0)
-            return probe
+        if len(probe.read(1)): return _SoundFile(_without_length(path, start, end))
     return reader
 
 def _mpeg_reader(path, reader, start, end, n, stated, head):
@@ -497,6 +496,7 @@ class Recording:
             else:
                 reader = _SoundFile(self.path if len(self.parts) == 1 and not front else _Part(self.path, start + len(front), end, front))
                 check_complete(self.path, reader)
+                if reader.format == 'RAW' and self.path.suffix.lower() in ('.au', '.snd'): raise ValueError(f"{self.path} is damaged or no audio: it has no header. Fetch it again.")
                 if reader.format == 'FLAC' and 0 < reader.frames < _UNKNOWN: reader = _flac_reader(self.path, reader, start, end)
                 if mpeg: reader = _mpeg_reader(self.path, reader, start, end, *mpeg)
         self.reader, self.n_part, self.promised = reader, 0, reader.frames if reader.frames < _UNKNOWN else 0 # samples read of this part, and stated; 0: none

@@ -318,7 +318,7 @@ def _check_block(block):
 def _file_blocks(file, size):
     "The blocks `(channel, time)` of a `Recording`, of `size` samples or fewer; raises `ValueError` for an early end, or samples that are no numbers"
     while len(samples := file.read(size)):
-        yield check_waveform(torch.from_numpy(samples.T).contiguous(), f"the sound in {file.path} up to {file.n_read / file.sample_rate:g} s")
+        yield check_waveform(torch.from_numpy(samples.T).contiguous(), f"the sound in {file.path} from {(file.n_read - len(samples)) / file.sample_rate:g} s on")
     if file.n_read == 0: raise ValueError(f"{file.path} holds no samples: its length is zero. Record or export it again.")
 
 def _mono_blocks(blocks, channel, name):
