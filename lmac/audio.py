@@ -247,9 +247,8 @@ def _chunk_parts(file, path, size):
             elif length >= 0x7fff0000: length = size  # written to a pipe, it reaches to the end
             elif length == 0 and head[:4] == b'data' and at + 8 < size and not is_name(head[8:12]):  # never closed: a recorder without power
                 front, length = _at(file, start, at + 4 - start) + b'\xff'*4, size
-            at += 8 + length
+            at = min(size, at + 8 + length)
             if length % 2 and _at(file, at, 1) == b'\0': at += 1
-        at = min(at, size)
         parts.append((start, at, front))
     return parts
 
@@ -290,7 +289,7 @@ def _mpeg_parts(file, path, size):
     parts, at, kind = [], 0, None
     while at + 4 <= size:
         head = _at(file, at, 64)
-        if length := _tag_length(head): at += length
+        if length := _tag_length(head): at = min(size, at + length)
         elif (frame := _mpeg_frame(head)) and (at + frame[0] >= size or _mpeg_frame(_at(file, at + frame[0], 4)) or kind == frame[2] or _tag_length(_at(file, at + frame[0], 16))):
             length, n, now = frame
             note = re.match(_NOTE, head, re.S)
@@ -368,7 +367,7 @@ def _box_parts(file, path, size):
         length = int.from_bytes(head[:4], 'big')
         if length == 1: length = int.from_bytes(head[8:], 'big')
         if length < 8: break  # 0: to the end
-        at += length
+        at = min(size, at + length)
     return list(zip(starts, [*starts[1:], size]))
 
 def _one_part(file, path, size): return [(0, size)]
@@ -485,23 +484,28 @@ class Recording:
         if self.reader: self.reader.close()
         self.reader = None
 
-    def _open_next(self):
-        "Open the next part; its sample rate and number of channels"
-        self.close()
-        self.index += 1
-        start, end, *more = self.parts[self.index]
-        front, mpeg = more[0] if len(more) == 1 else b'', more if len(more) > 1 else None
-        with file_errors(self.path):
-            if self.kind: reader = _AVSound(self.path, _Part(self.path, start, end), self.kind)
-            else:
-                reader = _SoundFile(self.path if len(self.parts) == 1 and not front else _Part(self.path, start + len(front), end, front))
-                check_complete(self.path, reader)
-                if reader.format == 'RAW' and self.path.suffix.lower() in ('.au', '.snd'): raise ValueError(f"{self.path} is damaged or no audio: it has no header. Fetch it again.")
-                if reader.format == 'FLAC' and 0 < reader.frames < _UNKNOWN: reader = _flac_reader(self.path, reader, start, end)
-                if mpeg: reader = _mpeg_reader(self.path, reader, start, end, *mpeg)
-        self.reader, self.n_part, self.promised = reader, 0, reader.frames if reader.frames < _UNKNOWN else 0 # samples read of this part, and stated; 0: none
-        self.is_estimate = bool(self.kind) or reader.format in ('MP3', 'MPEG') # which need not be exact
-        return reader.samplerate, reader.channels
+
+# %% ../nbs/00_audio.ipynb #04bce0ac
+@patch
+def _open_next(self:Recording):
+    "Open the next part; its sample rate and number of channels"
+    self.close()
+    self.index += 1
+    start, end, *more = self.parts[self.index]
+    front, mpeg = more[0] if len(more) == 1 else b'', more if len(more) > 1 else None
+    with file_errors(self.path):
+        if self.kind: reader = _AVSound(self.path, _Part(self.path, start, end), self.kind)
+        else:
+            reader = _SoundFile(self.path if len(self.parts) == 1 and not front else _Part(self.path, start + len(front), end, front))
+            check_complete(self.path, reader)
+            if reader.format == 'RAW' and self.path.suffix.lower() in ('.au', '.snd'): raise ValueError(f"{self.path} is damaged or no audio: it has no header. Fetch it again.")
+            if reader.format == 'FLAC' and 0 < reader.frames < _UNKNOWN:
+                reader = _flac_reader(self.path, reader, start, end)
+                if reader.frames < _UNKNOWN: reader.seek(0)  # past what may be damaged between header and sound
+            if mpeg: reader = _mpeg_reader(self.path, reader, start, end, *mpeg)
+    self.reader, self.n_part, self.promised = reader, 0, reader.frames if reader.frames < _UNKNOWN else 0 # samples read of this part, and stated; 0: none
+    self.is_estimate = bool(self.kind) or reader.format in ('MP3', 'MPEG') # which need not be exact
+    return reader.samplerate, reader.channels
 
 # %% ../nbs/00_audio.ipynb #93d02d7a
 @patch
@@ -534,7 +538,7 @@ def _end_part(self:Recording):
 @patch
 def skip(self:Recording, n:int): # samples
     "Pass over the first `n` samples"
-    if len(self.parts) == 1 and not self.is_estimate and n < self.promised: # frames of mp3 need those before them
+    if len(self.parts) == 1 and not self.is_estimate and 0 < n < self.promised: # frames of mp3 need those before them
         with file_errors(self.path): self.reader.seek(n)
         self.n_part = self.n_read = n
     else:
