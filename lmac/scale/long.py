@@ -841,16 +841,15 @@ def explain_stream(
     if explainer.provenance.get('untrained'): warnings.warn("This explainer's decoder is not trained: its masks mean nothing. Train it with fit.", stacklevel=2)
     began, plan = time.perf_counter(), window_plan(explainer, window_s, overlap, edge)
     if suffix not in AUDIO_FORMATS: raise ValueError(f"suffix must be one of {', '.join(AUDIO_FORMATS)}. Found: {suffix!r}.")
-    if threshold is not None: binarize(torch.zeros(1), threshold)
-    if speed is not None: check_speed(speed)
+    for value, check in ((threshold, lambda x: binarize(torch.zeros(1), x)), (speed, check_speed)): value is None or check(value)
     target, contrast = (None if k is None else explainer.class_index(k) for k in (target, contrast))
     if contrast is not None and target is None: raise ValueError("A contrast class needs a target: name the target too. Found: target=None.")
     masks = MaskStream(explainer, *plan, target, threshold, score_parts, batch_size, contrast)
     with sound_blocks(source, sample_rate, block_s, time_expansion, channel) as (rate, n, blocks):
         stream = ExplanationStream(masks, rate, native_rate, regions)
         with closing(_with_progress(blocks, rate, n, progress)) as blocks: gain, speed = _write_stream(stream, blocks, Path(out_folder), suffix, speed)
-    target, contrast = (None if k is None else explainer.labels[k] for k in (target, contrast))
-    source, duration_s, window_s = str(source) if isinstance(source, (str, Path)) else None, stream.down.n_taken / rate, window_s or explainer.classifier.duration_s
+    target, contrast, source = *(None if k is None else explainer.labels[k] for k in (target, contrast)), str(source) if isinstance(source, (str, Path)) else None
+    duration_s, window_s = stream.down.n_taken / rate, window_s or explainer.classifier.duration_s
     found = LongExplanation(Path(out_folder), _timeline(masks.rows, explainer, duration_s), list(explainer.labels), source, target, contrast, threshold,
                             duration_s, window_s, overlap, stream.sample_rate, 20 * math.log10(gain), time.perf_counter() - began, suffix, speed, time_expansion, stream.regions.finish(duration_s, plan[0]), channel)
     found.save()
