@@ -209,7 +209,7 @@ def _refuse_other_results(out, files=None):
 # %% ../nbs/13_cli.ipynb #14cli009
 @command
 def lmac_explain(
-    audio:Param('Recordings (wav, flac, ogg, mp3) and folders of them; without any, a synthetic scene', str, opt=False, nargs='*')=None,
+    audio:Param('Recordings (wav, flac, ogg, mp3; with the extra lmac[av] also m4a, mp4, webm, wma) and folders of them; without any, a synthetic scene', str, opt=False, nargs='*')=None,
     out:str='out', # Folder for the results; in it, one folder for each recording unless it is a single file
     explainer:str='esc10', # Bundled explainer (esc10, esc10-finetuned, esc10-sources), folder, or id on the Hugging Face hub
     binary:store_true=False, # Binary mask: each bin of the spectrogram is kept or removed, rounded at 0.5
@@ -221,6 +221,7 @@ def lmac_explain(
     native_rate:store_true=False, # Write the explanation at the recording's sample rate rather than the classifier's
     speed:float=None, # Play it at this factor, 0.1 for ten times slower; by default so that what is above 20 kHz or below 50 Hz is heard
     time_expansion:float=None, # How many times slower than life the file is, 10 for many bat recorders; by default as its GUANO or WAMD metadata say
+    channel:int=None, # Channel to explain, counted from 0 (0 is left, 1 right); by default the mean of all
     overwrite:store_true=False, # Explain again what has been explained already, and replace another recording's results
     region_threshold:float=None, # Value of the mask above which a bin belongs to a region; None: 0.5, or 0.9 of a mask in decibels
 ):
@@ -233,7 +234,7 @@ def lmac_explain(
         files, out = on_main(lambda: find_recordings(paths)), Path(out)
         lmac, threshold = LMAC.from_pretrained(explainer), .5 if binary and threshold is None else threshold
         options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate, region_threshold=region_threshold) | _several(lmac, target, top)
-        options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion).items() if v is not None}
+        options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion, channel=channel).items() if v is not None}
         with _alone(out):
             if not overwrite: on_main(lambda: _refuse_other_results(out, files if single else None))
             if not single: _explain_folder(lmac, files, out, options, overwrite)

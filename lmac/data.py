@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from .audio import AUDIO_FORMATS, PARTIAL, check_sample_rate, check_waveform, load_audio
+from .audio import AUDIO_FORMATS, PARTIAL, READ_SUFFIXES, check_sample_rate, check_waveform, load_audio
 
 # %% ../nbs/03_data.ipynb #02data007
 def data_root() -> Path: # folder that holds datasets in their official layout
@@ -53,12 +53,12 @@ def exclusive(
 # %% ../nbs/03_data.ipynb #02data013
 def audio_files(
     folder:str|Path, # where to look, subfolders included
-) -> list[Path]: # sorted by path, files of one stem in the order of `AUDIO_FORMATS`
+) -> list[Path]: # sorted by path, files of one stem in the order of `READ_SUFFIXES`
     "Audio files below `folder`; hidden files, hidden folders and other formats are passed over"
     folder = Path(folder)
-    found = [p for p in folder.rglob('*') if p.suffix.lower() in AUDIO_FORMATS and p.is_file()
+    found = [p for p in folder.rglob('*') if p.suffix.lower() in READ_SUFFIXES and p.is_file()
              and not any(part.startswith(('.', '__MACOSX')) for part in p.relative_to(folder).parts)]
-    return sorted(found, key=lambda p: (p.with_suffix(''), list(AUDIO_FORMATS).index(p.suffix.lower())))
+    return sorted(found, key=lambda p: (p.with_suffix(''), READ_SUFFIXES.index(p.suffix.lower())))
 
 # %% ../nbs/03_data.ipynb #02data016
 def _clip_length(sample_rate, duration_s):

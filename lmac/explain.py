@@ -159,11 +159,12 @@ def predict_mask(self:LMAC,
 def prepare(self:LMAC,
     waveform:Tensor, # `(time)`, `(channel, time)` or `(batch, channel, time)`, within ±1
     sample_rate:int, # Hz
+    channel:int=None, # take this channel, counted from 0; None: the mean of all, with a warning where they cancel
 ) -> Tensor: # `(batch, time)`, one channel at the classifier's rate
     "Check, mix down and resample; raises `ValueError` or `TypeError` for what is no waveform"
     waveform = check_waveform(waveform)
     waveform = waveform.reshape((1,) * (3 - waveform.ndim) + tuple(waveform.shape))
-    return resample(to_mono(waveform), check_sample_rate(sample_rate), self.sample_rate)[:, 0].to(self.device)
+    return resample(to_mono(waveform, channel), check_sample_rate(sample_rate), self.sample_rate)[:, 0].to(self.device)
 
 @patch
 def magnitude_phase(self:LMAC,
@@ -187,9 +188,10 @@ def probabilities_of(self:LMAC,
 def classify(self:LMAC,
     waveform:Tensor, # `(time)`, `(channel, time)` or `(batch, channel, time)`, within ±1
     sample_rate:int, # Hz
+    channel:int=None, # take this channel, counted from 0; None: the mean of all
 ) -> Tensor: # probabilities `(batch, class)`
     "Class probabilities, in the order of `labels`"
-    return self.probabilities_of(*self.magnitude_phase(self.prepare(waveform, sample_rate)))
+    return self.probabilities_of(*self.magnitude_phase(self.prepare(waveform, sample_rate, channel)))
 
 # %% ../nbs/11_explain.ipynb #fb757efc
 @patch
@@ -269,18 +271,19 @@ def explain(self:LMAC,
     at=None, # a time in seconds, or `(start, end)`: why does it say so then? For classifiers that give scores for each frame
     time_expansion=None, # of files: how many times slower than life they are; None: as their metadata say, see `load_audio`
     targets=None, # several classes at once: how many of the likeliest, or a list of names or indices; None: `target` alone
+    channel:int=None, # explain this channel, counted from 0; None: the mean of all
 ) -> Explanation: # with `targets`, `Explanations`; a list of either for a list of paths or a batch
     "Explain the predicted class, another, or several; raises `ValueError`, `TypeError` or `FileNotFoundError`"
     if self.provenance.get('untrained'): warnings.warn("This explainer's decoder is not trained: its masks mean nothing. Train it with fit.", stacklevel=2)
     if target is not None and targets is not None: raise ValueError(f"Name one class as target, or several as targets. Found: target={target!r} and targets={targets!r}.")
-    if isinstance(audio, (list, tuple)): return [self.explain(a, sample_rate, target, threshold, contrast, at, time_expansion, targets) for a in audio]
+    if isinstance(audio, (list, tuple)): return [self.explain(a, sample_rate, target, threshold, contrast, at, time_expansion, targets, channel) for a in audio]
     source = None
     if isinstance(audio, (str, Path)):
         source = printable(audio)
-        audio, sample_rate = load_audio(audio, time_expansion=time_expansion)
+        audio, sample_rate = load_audio(audio, mono=True, time_expansion=time_expansion, channel=channel)
     elif time_expansion is not None: raise ValueError("time_expansion is for files. The sample rate of a waveform is the true one.")
     elif sample_rate is None: raise ValueError("A waveform needs its sample rate: explain(waveform, sample_rate).")
-    waveform = self.prepare(audio, sample_rate)
+    waveform = self.prepare(audio, sample_rate, None if source else channel)
     if at is not None: self, at = self.focused(at, waveform.shape[-1])
     target, contrast = (None if k is None else self.class_index(k) for k in (target, contrast))
     if targets is not None: targets = self.class_indices(targets)

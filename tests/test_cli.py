@@ -15,7 +15,7 @@ from fastcore.script import anno_parser
 
 import lmac.cli
 
-from lmac.audio import load_audio, make_scene, save_audio
+from lmac.audio import encode_audio, load_audio, make_scene, save_audio
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.cli import DEMO
 from lmac.decoder import MaskDecoder
@@ -59,7 +59,7 @@ def shell_run(script, environment, *argv, cwd=None):
     return Run(found.returncode, found.stdout, found.stderr)
 
 @pytest.mark.parametrize('command, words', [
-    ('lmac-explain', ['[audio ...]', '--out', '--explainer', '--binary', '--threshold', '--target', 'dog,rain', '--top', '--long', '--native_rate', '--speed', '--time_expansion', '--region_threshold', 'slower', 'folder', 'Hugging Face', 'esc10', 'report.html', 'timeline.csv', 'regions.csv']),
+    ('lmac-explain', ['[audio ...]', '--out', '--explainer', '--binary', '--threshold', '--target', 'dog,rain', '--top', '--long', '--native_rate', '--speed', '--time_expansion', '--channel', 'm4a', '--region_threshold', 'slower', 'folder', 'Hugging Face', 'esc10', 'report.html', 'timeline.csv', 'regions.csv']),
     ('lmac-train', ['{classifier,explainer,finetune,l2i}', '--out', '--config', '--classifier', '--explainer', '--share_classifier', '--data',
                     '--epochs', '--seed', '--mixed_precision', 'interrupted', 'urbansound8k']),
     ('lmac-evaluate', ['[explainer]', '--data', '--folds', '--out', '--costs', 'Fid-In', 'esc10'])])
@@ -87,6 +87,35 @@ def test_explain_a_file(tmp_path, explain, explainer, dog):
     assert (numbers['source'], numbers['threshold'], numbers['duration_s']) == (str(dog), None, 1.)
     assert (load_audio(tmp_path/'results/explanation.wav')[0] - expected.audio).abs().max() < 1e-3
     assert str(dog) in run.out and repr(expected.label) in run.out and 'results/report.html in a browser' in run.out
+
+def test_one_channel(tmp_path, explain, dog):
+    sound = load_audio(dog)[0]
+    save_audio(tmp_path/'wide.wav', torch.cat([sound, -sound]), 16000)
+    explain(dog, '--out', 'dog').ok()
+    run = explain('wide.wav', '--out', 'mix').ok()
+    assert 'wide.wav cancel' in run.err and '--channel 0' in run.err
+    run = explain('wide.wav', '--channel', '0', '--out', 'left').ok()
+    assert 'cancel' not in run.err
+    left, whole = (json.loads((tmp_path/folder/'explanation.json').read_text()) for folder in ('left', 'dog'))
+    assert left['label'] == whole['label'] and left['probability_heard'] == pytest.approx(whole['probability_heard'], abs=1e-3)
+    explain('wide.wav', '--channel', '2', '--out', 'none').failed(r'channel must be in 0\.\.1: wide.wav has 2. Found: 2')
+    assert not (tmp_path/'none').exists()
+
+def test_recordings_without_a_length(tmp_path, explain):
+    "A FLAC from a pipe, of over 30 s in windows, a recorded radio, and what a header claims"
+    flac = encode_audio(make_scene({'dog': 0}, 31.).waveform, 16000, '.flac')
+    (tmp_path/'pipe.flac').write_bytes(flac[:21] + bytes([flac[21] & 0xf0, 0, 0, 0, 0]) + flac[26:])
+    run = explain('pipe.flac', '--out', 'pipe').ok()
+    assert '576460' not in run.err and json.loads((tmp_path/'pipe/explanation.json').read_text())['duration_s'] == 31
+    (tmp_path/'radio.ogg').write_bytes(2*encode_audio(make_scene({'rain': 0}, 1.).waveform, 16000, '.ogg'))
+    explain('radio.ogg', '--out', 'radio').ok()
+    assert json.loads((tmp_path/'radio/explanation.json').read_text())['duration_s'] == 2
+    mp3 = encode_audio(make_scene({'rain': 0}, 1.).waveform, 16000, '.mp3')
+    at = max(mp3.find(b'Xing'), mp3.find(b'Info')) + 8
+    (tmp_path/'claims.mp3').write_bytes(mp3[:at] + b'\xff'*4 + mp3[at + 4:])
+    explain('claims.mp3', '--out', 'claims').failed('claims.mp3 is truncated or damaged')
+    save_audio(tmp_path/'slow.wav', torch.zeros(1, 40000), 1)
+    explain('slow.wav', '--out', 'slow').failed('slow.wav must be between 100 Hz and 10 MHz')
 
 def test_explain_without_arguments(tmp_path, explain):
     run = explain().ok()

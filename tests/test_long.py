@@ -18,11 +18,12 @@ from lmac.cli import lmac_explain
 from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
 from lmac.scale.long import (ExplanationStream, FrameStream, LongExplanation, MaskGrid, MaskStream, ResampleStream, SoundStream, at_native_rate, blended_mask, encode_file,
-                       explain_stream, masked_spectra, native_stft, sound_blocks, window_masks, window_plan, window_starts, window_weights)
+                       explain_stream, length_s, masked_spectra, native_stft, sound_blocks, window_masks, window_plan, window_starts, window_weights)
 from lmac.masking import apply_mask
 from lmac.spectrogram import STFT, LogMel
 
 RATES = (8000, 16000, 22050, 32000, 44100, 48000)
+COMPARED = ['start_s', 'end_s', 'probability', 'kept', 'level_db']
 FILES = ['explanation.json', 'explanation.wav', 'regions.csv', 'regions.selections.txt', 'regions.txt', 'report.html', 'residual.wav', 'timeline.csv', 'timeline.png']
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -405,6 +406,40 @@ def test_broken_files(explainer, tmp_path):
     for settings, message in ((dict(suffix='.aac'), '.aac'), (dict(threshold=3), 'threshold must be between'), (dict(block_s=0), 'block_s'), (dict(overlap=2), 'overlap')):
         with pytest.raises(ValueError, match=message): explain_stream(explainer, noise(10000), tmp_path/'out', 16000, progress=False, **settings)
     assert not (tmp_path/'out').exists() or names(tmp_path/'out') == []
+
+def test_lengths_are_counted(tmp_path):
+    "Of a file that states no length, or is several: the same as from memory, and no total in the progress bar"
+    flac, ogg = (encode_audio(noise(40000), 16000, suffix) for suffix in ('.flac', '.ogg'))
+    for name, data, n in (('pipe.flac', flac[:21] + bytes([flac[21] & 0xf0, 0, 0, 0, 0]) + flac[26:], 40000), ('radio.ogg', 2*ogg, 80000)):
+        (tmp_path/name).write_bytes(data)
+        with sound_blocks(tmp_path/name, block_s=.3) as (rate, expected, blocks): read = torch.cat(list(blocks))
+        assert (rate, expected, len(read)) == (16000, None, n) and (read - load_audio(tmp_path/name)[0][0]).abs().max() < 1e-6
+        assert length_s(tmp_path/name) == n/16000
+    (tmp_path/'left.wav').write_bytes((wav := encode_audio(noise(16000), 16000))[:40] + (8000).to_bytes(4, 'little') + wav[44:])
+    with pytest.warns(UserWarning, match='left.wav: the last 24000 of'), sound_blocks(tmp_path/'left.wav') as (_, _, blocks): assert sum(map(len, blocks)) == 4000
+
+def test_one_channel(explainer, minute, tmp_path):
+    "Channels that cancel: said once, and one of them is explained as if it were alone"
+    both = torch.cat([minute, -minute])
+    save_audio(tmp_path/'both.wav', both, 16000)
+    expected = explain_stream(explainer, load_audio(tmp_path/'both.wav', channel=1)[0], tmp_path/'expected', 16000, progress=False)
+    with pytest.warns(UserWarning, match='both.wav cancel') as said: explain_stream(explainer, tmp_path/'both.wav', tmp_path/'mix', block_s=1, progress=False)
+    assert sum('cancel' in str(w.message) for w in said) == 1
+    for source, rate in ((tmp_path/'both.wav', None), (both, 16000)):
+        found = explain_stream(explainer, source, tmp_path/'one', rate, progress=False, channel=1)
+        assert (found.timeline[COMPARED] - expected.timeline[COMPARED]).abs().max().max() < 1e-3 and found.channel == 1
+    found = explain_stream(explainer, tmp_path/'both.wav', tmp_path/'one', progress=False, channel=1)
+    assert (loaded := LongExplanation.load(tmp_path/'one')).channel == 1 and 'Input' in loaded.excerpt(0, 1)
+    for ask in (lambda: explain_stream(explainer, tmp_path/'both.wav', tmp_path/'two', progress=False, channel=2), lambda: at_native_rate(explainer, tmp_path/'both.wav', channel=2)):
+        with pytest.raises(ValueError, match=r'channel must be in 0\.\.1'): ask()
+    short = both[:, :16000]
+    assert torch.equal(at_native_rate(explainer, short, 16000, channel=0).waveform, at_native_rate(explainer, short[:1], 16000).waveform)
+    assert torch.equal(explainer.explain(short, 16000, channel=1).mask, explainer.explain(short[1:], 16000).mask)
+    assert torch.equal(explainer.classify(short, 16000, channel=1), explainer.classify(short[1:], 16000))
+    assert torch.equal(explainer.explain([tmp_path/'both.wav'], channel=1)[0].mask, explainer.explain(tmp_path/'both.wav', channel=1).mask)
+    with pytest.warns(UserWarning, match='the waveform cancel'): explainer.classify(short, 16000)
+    with pytest.warns(UserWarning, match='both.wav cancel'): explainer.explain(tmp_path/'both.wav')
+
 
 def test_earlier_results_stay_when_something_goes_wrong(explainer, minute, tmp_path):
     explain_stream(explainer, minute, tmp_path/'out', 16000, progress=False)

@@ -28,8 +28,8 @@ from torchaudio.transforms import Resample
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..audio import (AUDIO_FORMATS, PARTIAL, check_audio_file, check_complete, check_sample_rate, check_speed, check_waveform, data_uri, file_errors, fit_peak,
-                        listening_speed, load_audio, playable_rate, printable, resample_ratio, speed_words, to_mono, true_rate)
+from ..audio import (AUDIO_FORMATS, PARTIAL, Recording, check_sample_rate, check_speed, check_waveform, data_uri, fit_peak,
+                        listening_speed, load_audio, playable_rate, printable, resample_ratio, speed_words, to_mono, true_rate, warn_if_cancelled)
 from ..data import read_table
 from ..decoder import band_to_bin
 from ..explain import LMAC
@@ -291,23 +291,21 @@ def sound_blocks(
     sample_rate:int=None, # of a waveform or of blocks, in Hz
     block_s:float=10., # length of the blocks that are read from a file, in seconds
     time_expansion:float=None, # how many times slower than life a file is; None: as its metadata say, see `load_audio`
+    channel:int=None, # take this channel, counted from 0; None: the mean of all
 ):  # yields the sample rate in Hz, the length in samples (None if it is unknown), and the blocks `(time,)`
     "Open a source of sound; raises as `load_audio`, for a damaged end when it is reached"
     if not (isinstance(block_s, (int, float)) and math.isfinite(block_s) and block_s > 0):
         raise ValueError(f"block_s must be a positive number of seconds. Found: {block_s}.")
     if isinstance(source, (str, Path)):
-        path = check_audio_file(source)
-        with file_errors(path), sf.SoundFile(path) as file:
-            check_complete(path, file)
-            if file.frames == 0: raise ValueError(f"{path} holds no samples: its length is zero. Record or export it again.")
-            rate = true_rate(path, file.samplerate, time_expansion)
-            yield rate, file.frames, _file_blocks(file, path, max(1, round(block_s * rate)))
+        with Recording(source) as file:
+            rate = true_rate(file.path, file.sample_rate, time_expansion)
+            yield rate, file.expected(), _mono_blocks(_file_blocks(file, max(1, round(block_s * rate))), channel, file.path)
         return
     if time_expansion is not None: raise ValueError("time_expansion is for files. The sample rate of a waveform is the true one.")
     if sample_rate is None:
         raise ValueError("A waveform, or blocks of one, need their sample rate: explain_stream(explainer, waveform, out_folder, sample_rate). Found: None.")
     rate, one = check_sample_rate(sample_rate), isinstance(source, (Tensor, np.ndarray))
-    blocks = (to_mono(_check_block(b))[0] for b in ([source] if one else source))
+    blocks = _mono_blocks(map(_check_block, [source] if one else source), channel, 'the waveform')
     if one: blocks = (b for x in blocks for b in x.split(max(1, round(block_s * rate))))
     yield rate, source.shape[-1] if one else None, blocks
 
@@ -318,16 +316,19 @@ def _check_block(block):
     if block.ndim == 3: raise ValueError(f"One recording at a time: (time) or (channel, time). Found shape: {tuple(block.shape)}.")
     return block
 
-def _file_blocks(file, path, size):
-    "The blocks `(time,)` of an open file, of `size` samples and one channel; raises `ValueError` for an early end, or samples that are no numbers"
-    n = 0
-    while True:
-        with file_errors(path): samples = file.read(size, dtype='float32', always_2d=True)
-        if not len(samples): break
-        yield to_mono(check_waveform(torch.from_numpy(samples.T).contiguous(), f"the sound in {path} from {n / file.samplerate:g} s on"))[0]
-        n += len(samples)
-    expected = file.frames * (.95 if file.format in ('MP3', 'MPEG') else 1) # an mp3 may state its length as an estimate
-    if n < expected: raise ValueError(f"{path} is truncated: {file.frames} samples were expected. Found: {n}. Fetch it again.")
+def _file_blocks(file, size):
+    "The blocks `(channel, time)` of a `Recording`, of `size` samples or fewer; raises `ValueError` for an early end, or samples that are no numbers"
+    while len(samples := file.read(size)):
+        yield check_waveform(torch.from_numpy(samples.T).contiguous(), f"the sound in {file.path} from {(file.n_read - len(samples)) / file.sample_rate:g} s on")
+    if file.n_read == 0: raise ValueError(f"{file.path} holds no samples: its length is zero. Record or export it again.")
+
+def _mono_blocks(blocks, channel, name):
+    "One channel `(time,)` of each block; the first in which channels cancel is warned of"
+    cancelled = False
+    for block in blocks:
+        mono = to_mono(block, channel, None)
+        if channel is None and not cancelled: cancelled = warn_if_cancelled(block, mono, name)
+        yield mono[0]
 
 # %% ../../nbs/scale/long.ipynb #08long045
 def encode_file(
@@ -432,12 +433,13 @@ def at_native_rate(
     contrast=None, # contrast class, its name or index: what supports the target but not this class
     time_expansion:float=None, # how many times slower than life a file is; None: as its metadata say, see `load_audio`
     targets=None, # several classes at once, as for `LMAC.explain`
+    channel:int=None, # explain this channel, counted from 0; None: the mean of all
 ) -> Explanation: # with sounds, spectrogram and mask at the recording's rate; with `targets`, `Explanations`
     "Explain as `LMAC.explain` does, and hear it at the recording's own sample rate; raises as that"
     source = str(audio) if isinstance(audio, (str, Path)) else None
-    if source: audio, sample_rate = load_audio(audio, time_expansion=time_expansion)
+    if source: audio, sample_rate = load_audio(audio, mono=True, time_expansion=time_expansion, channel=channel)
     elif sample_rate is None: raise ValueError("A waveform needs its sample rate: at_native_rate(explainer, waveform, sample_rate). Found: None.")
-    waveform, rate = to_mono(_check_block(audio)), check_sample_rate(sample_rate)
+    waveform, rate = to_mono(_check_block(audio), None if source else channel), check_sample_rate(sample_rate)
     found = explainer.explain(waveform, rate, target, threshold, contrast, time_expansion=None if source else time_expansion, targets=targets)
     found = [replace(ex, source=source) for ex in ([found] if targets is None else found)]
     if rate != explainer.sample_rate: found = _at_rate(explainer, found, waveform, rate)
@@ -568,6 +570,7 @@ class LongExplanation:
     playing_speed: float = 1. # factor at which they are to be heard: 0.1 is ten times slower
     time_expansion: float = None # how many times slower than life the file is, as it was said; None: see `load_audio`
     boxes: pd.DataFrame = None # a row for each region; None: saved before there were any, see `regions`
+    channel: int = None # that was explained, counted from 0; None: the mean of all
     png = Explanation.png # the picture as a file's bytes
 
     @property
@@ -732,7 +735,7 @@ def excerpt(self:LongExplanation,
     "Hear a part: input (if its file is still there), explanation and residual"
     sounds = {name: load_audio(file, start_s=start_s, duration_s=duration_s)[0] for name, file in (('Explanation', self.audio), ('Residual', self.residual))}
     if self.source and Path(self.source).is_file():
-        sounds = {'Input': load_audio(self.source, self.sample_rate, mono=True, start_s=start_s, duration_s=duration_s, time_expansion=self.time_expansion)[0]} | sounds
+        sounds = {'Input': load_audio(self.source, self.sample_rate, mono=True, start_s=start_s, duration_s=duration_s, time_expansion=self.time_expansion, channel=self.channel)[0]} | sounds
     n = min(x.shape[-1] for x in sounds.values())
     stft = STFT(2 * next_fast_len(round(.032 * self.sample_rate), real=True), round(.016 * self.sample_rate))
     magnitude = stft(next(iter(sounds.values()))[0, :n])[0]
@@ -750,10 +753,11 @@ def length_s(
     path, # of an audio file
     time_expansion:float=None, # how many times slower than life it is; None: as its metadata say, see `load_audio`
 ) -> float: # seconds; 0 for what is no audio file
-    "How long a recording is, as its header and metadata say; raises as `true_rate`"
-    try: info = sf.info(str(path))
-    except (sf.LibsndfileError, OSError): return 0.
-    return info.frames / true_rate(path, info.samplerate, time_expansion)
+    "How long a recording is: counted, unless its header cannot be wrong; raises as `true_rate`"
+    try:
+        with Recording(path) as file: rate, n = file.sample_rate, file.count()
+    except (ValueError, OSError): return 0.
+    return n / true_rate(path, rate, time_expansion)
 
 # %% ../../nbs/scale/long.ipynb #08long086
 def _write_stream(stream:ExplanationStream, blocks, folder:Path, suffix:str, speed:float) -> tuple:
@@ -832,22 +836,22 @@ def explain_stream(
     time_expansion:float=None, # how many times slower than life a file is; None: as its metadata say, see `load_audio`
     speed:float=None, # factor at which it is to be heard: 0.1 is ten times slower; None: `listening_speed` of the explanation
     regions:dict=None, # settings of `RegionStream`: threshold, gap_s, gap_hz, min_share
+    channel:int=None, # explain this channel, counted from 0; None: the mean of all
 ) -> LongExplanation: # which refers to the files in the folder
     "Explain a recording of any length from file to file, in memory that does not grow with it; raises as `LMAC.explain`"
     if explainer.provenance.get('untrained'): warnings.warn("This explainer's decoder is not trained: its masks mean nothing. Train it with fit.", stacklevel=2)
     began, plan = time.perf_counter(), window_plan(explainer, window_s, overlap, edge)
     if suffix not in AUDIO_FORMATS: raise ValueError(f"suffix must be one of {', '.join(AUDIO_FORMATS)}. Found: {suffix!r}.")
-    if threshold is not None: binarize(torch.zeros(1), threshold)
-    if speed is not None: check_speed(speed)
+    for value, check in ((threshold, lambda x: binarize(torch.zeros(1), x)), (speed, check_speed)): value is None or check(value)
     target, contrast = (None if k is None else explainer.class_index(k) for k in (target, contrast))
     if contrast is not None and target is None: raise ValueError("A contrast class needs a target: name the target too. Found: target=None.")
     masks = MaskStream(explainer, *plan, target, threshold, score_parts, batch_size, contrast)
-    with sound_blocks(source, sample_rate, block_s, time_expansion) as (rate, n, blocks):
+    with sound_blocks(source, sample_rate, block_s, time_expansion, channel) as (rate, n, blocks):
         stream = ExplanationStream(masks, rate, native_rate, regions)
         with closing(_with_progress(blocks, rate, n, progress)) as blocks: gain, speed = _write_stream(stream, blocks, Path(out_folder), suffix, speed)
-    target, contrast = (None if k is None else explainer.labels[k] for k in (target, contrast))
-    source, duration_s, window_s = printable(source) if isinstance(source, (str, Path)) else None, stream.down.n_taken / rate, window_s or explainer.classifier.duration_s
+    target, contrast, source = *(None if k is None else explainer.labels[k] for k in (target, contrast)), printable(source) if isinstance(source, (str, Path)) else None
+    duration_s, window_s = stream.down.n_taken / rate, window_s or explainer.classifier.duration_s
     found = LongExplanation(Path(out_folder), _timeline(masks.rows, explainer, duration_s), list(explainer.labels), source, target, contrast, threshold,
-                            duration_s, window_s, overlap, stream.sample_rate, 20 * math.log10(gain), time.perf_counter() - began, suffix, speed, time_expansion, stream.regions.finish(duration_s, plan[0]))
+                            duration_s, window_s, overlap, stream.sample_rate, 20 * math.log10(gain), time.perf_counter() - began, suffix, speed, time_expansion, stream.regions.finish(duration_s, plan[0]), channel)
     found.save()
     return found
