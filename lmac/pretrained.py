@@ -381,7 +381,7 @@ def load_explainer(
     "The parts of an explainer; raises `FileNotFoundError` or `ValueError` for what is missing, damaged or does not fit"
     folder = explainer_folder(name, **hub)
     config = read_folder(folder)
-    if config.get('kind'): raise ValueError(f"{folder} holds no explainer but {config['kind']!r}: load it with the class that wrote it.")
+    if config.get('kind'): raise ValueError(f"{folder / 'config.json'} is not the configuration of an explainer, but of {reprlib.repr(config['kind'])}: load it with the class that wrote it.")
     if 'decoder' not in config: raise ValueError(f"{folder} holds a classifier and no explainer for it: train one with lmac-train explainer.")
     classifier, stft, config = load_classifier(folder, classifier, ExplainerFolder)
     parts = config['decoder']
