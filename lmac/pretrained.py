@@ -135,7 +135,7 @@ def load_weights(
 
 # %% ../nbs/09_pretrained.ipynb #6ebeaa0b
 Size = Annotated[int, Field(ge=1, le=100_000)] # channels, classes
-Name = Annotated[str, Field(min_length=1, max_length=1000)]
+Name = Annotated[str, Field(min_length=1, max_length=10_000)]
 Sha256 = Annotated[str, Field(pattern='^[0-9a-f]{64}$')]
 _Rate, _Seconds = Annotated[float, Field(ge=1, le=4_000_000, multiple_of=1)], Annotated[float, Field(gt=0, le=86_400)]
 _Length, _Share = Annotated[int, Field(ge=1, le=2**17)], Annotated[float, Field(ge=0, le=1)]
@@ -181,7 +181,7 @@ class _ClassifierSettings(Settings):
     architecture: Literal['Cnn14']|None
     network: _NetworkSettings|None
     front_end: _FrontEndSettings|None
-    taps: Annotated[list[Name], Field(min_length=1, max_length=1000)]
+    taps: Annotated[list[Name], Field(min_length=1, max_length=10_000)]
     labels: Annotated[list[Name], Field(min_length=1, max_length=100_000), AfterValidator(check_labels)]
     sample_rate: _Rate
     map_layout: Literal[tuple(LAYOUTS)]|None
