@@ -1,9 +1,7 @@
 """Explainers and archives of strangers: what a configuration, weights or an archive may say, and what is refused, in one line that names it."""
-import bz2
-import gzip
+import html
 import io
 import json
-import lzma
 import math
 import os
 import re
@@ -375,9 +373,8 @@ def test_cards_show_labels_as_they_are(tmp_path):
         card = model_card(explainer.classifier, explainer.provenance, licence='mit\nlibrary_name: other')
         _, head, body = card.split('---\n', 2)
         assert yaml.safe_load(head) == dict(library_name='lmac', license='mit\nlibrary_name: other', pipeline_tag='audio-classification', tags=['audio', 'interpretability', 'listenable-maps'])
-        assert [line for line in body.splitlines() if line.startswith('#')][1:] == ['## Numbers', '## How it was made', '# Out'] or '# Out' not in body.splitlines()
-        assert '<script' not in body and '![x' not in body and '\u202e' not in body and not re.search(r'(?<!\\)\|b', body.replace('| b', ''))
-        assert body.count('\n# ') == 1 or '\\n# Out' in body
+        assert sum(line.startswith('# Title') for line in body.splitlines()) == 0 and '````json' in body
+        assert '<script' not in body and '![x' not in body and '\u202e' not in body
 
 def test_card_as_html():
     "What a reader of markdown makes of it: the label's own characters, and no element of its own"
@@ -386,7 +383,6 @@ def test_card_as_html():
         found = pandoc.convert_text(f'# Why “{as_markdown(hostile)}”?\n\n- {as_markdown(hostile)}', 'html', format='gfm', extra_args=['--wrap=none'])
         assert set(re.findall(r'<(\w+)', found)) == {'h1', 'ul', 'li'}, found
         shown = re.search('<li>(.*)</li>', found)[1]
-        import html
         assert html.unescape(shown) == ' '.join(hostile.replace('\u202e', ' ').split())
 
 def test_pictures_and_files_of_hostile_labels(tmp_path):
