@@ -268,7 +268,7 @@ def test_the_package_is_small():
     lines = {name: len(p.read_text(encoding="utf-8").splitlines()) for name, p in FILES.items()}
     parts = {part: sum(n for name, n in lines.items() if (wing_of(name) or "method and command line") == part) for part in ["method and command line", *WINGS]}
     print(f"\n{sum(lines.values())} lines: {parts}")
-    assert sum(lines.values()) <= 12_400, f"{sum(lines.values())} lines without _modidx.py, 12,400 are the most: {parts}"  # 10,500, 900 for networks that others trained, and 1,000 for speeds, several classes, regions, what is heard besides a clip, packages, embeddings and an end when nothing improves
+    assert sum(lines.values()) <= 12_690, f"{sum(lines.values())} lines without _modidx.py, 12,690 are the most: {parts}"  # 10,500, 900 for networks that others trained, and 1,000 for speeds, several classes, regions, what is heard besides a clip, packages, embeddings an end when nothing improves, and 290 for folders and archives of strangers
 
 
 def test_export_cells_are_short_as_a_rule():
