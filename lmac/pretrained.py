@@ -392,10 +392,11 @@ def load_explainer(
 # %% ../nbs/09_pretrained.ipynb #09pretrainedx024
 def as_markdown(
     text, # of anybody: a label, a title
+    special:str='\\`*_[]{}|~#$@:', # what gets a backslash; for a sentence that may mark code and words '[]', so that it holds no link
 ) -> str: # in one line
     "Text that a page shows as it is, whatever it holds of markdown or HTML"
     plain = ' '.join(''.join(c if c.isprintable() else ' ' for c in str(text)).split())
-    return re.sub(r'([\\`*_\[\]{}|~#$@:])', r'\\\1', html.escape(plain, quote=False))
+    return re.sub(f'([{re.escape(special)}])', r'\\\1', html.escape(plain, quote=False))
 
 CARD = """---
 library_name: lmac
@@ -450,7 +451,7 @@ def model_card(
     table = ['| number | on the test data |', '| --- | --- |', *(f'| {as_markdown(k)} | {v:.4g} |' for k, v in numbers.items())]
     own = '' if include_classifier and classifier.config['architecture'] else ', classifier=yours'
     first, *names = [as_markdown(label) for label in [classifier.labels[0], *classifier.labels[:50]]]
-    besides = ''.join(f'\n- {as_markdown(note)}' for note in classifier.notes)
+    besides = ''.join('\n- ' + as_markdown(note, '[]') for note in classifier.notes)
     text = json.dumps(made, indent=1)
     fence = '`' * max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
     return CARD.format(besides=f'\n## What the classifier hears besides the clip\n{besides}\n' if besides and classifier.examined else '',
