@@ -170,7 +170,7 @@ class _FrontEndSettings(Settings):
 # %% ../nbs/09_pretrained.ipynb #390a1faf
 class _AnswerSettings(Settings):
     one_by_one: bool = False
-    draws: Annotated[int, Field(ge=0, le=64)] = 0
+    draws: Annotated[int, Field(ge=0, le=16)] = 0
     stateful: bool = False
     switched_off: Annotated[list[Name], Field(max_length=10_000)] = []
     heard_s: Annotated[float, Field(ge=0, le=86_400)]|None = None

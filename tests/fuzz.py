@@ -1,8 +1,8 @@
 """Hostile and damaged input by the thousand: `python tests/fuzz.py explainers --n 2000`
 
 Each case is made from its number, so that `--case 17` makes it again and shows the traceback. It runs in a process of its own, with a time limit, and
-ends in one of two good ways: it is used, or it is refused by a documented error of one line. Counted as faults are crashes (the process died), hangs (it took
-longer than `SECONDS`), memory (more than `MEGABYTES` beyond what a process has that does nothing, or an allocation that failed), and any other error.
+ends in one of two good ways: it is used, or it is refused by a documented error of one line. Counted as faults are crashes (the process died), hangs (it computed
+longer than `SECONDS` on one core, or took longer than `PATIENCE`, on a machine that may have other work), memory (more than `MEGABYTES` beyond what a process has that does nothing, or an allocation that failed), and any other error.
 
 A kind of input is a class in `KINDS`: `Kind(folder)` prepares what is mutated, `make(rng, folder)` writes a case into an empty folder and says what it is, `use(folder)` does
 what a user would, and `documented` are the errors that may come of it.
@@ -37,7 +37,7 @@ from lmac.explain import LMAC
 from lmac.pretrained import WEIGHTS
 from lmac.spectrogram import STFT, LogMel
 
-SECONDS, MEGABYTES = 5, 1024
+SECONDS, PATIENCE, MEGABYTES = 5, 30, 1024
 VALUES = [None, True, False, 0, 1, -1, 2, 7, 64, 1000, 2**31, 10**9, 10**12, 10**30, 10**400, -1.5, .5, 1e-300, 1e12, 1e308, math.inf, -math.inf, math.nan, '', ' ', 'yes', 'x' * 10_000,
           '/dev/zero', '/etc/passwd', '../../decoder.safetensors', '../decoder.safetensors', '..', 'pipe.safetensors', 'decoder.safetensors', 'a\0b', '\ud800', '<b>', '$\\frac', 'Cnn14', 'decibel', 'frames', 'conv_block1', 'fc',
           [], {}, [[]], [None], [1, 'a'], ['a', 'a'], {'a': {}}, {'n_classes': 3}]
@@ -221,7 +221,7 @@ KINDS = dict(explainers=Explainers)
 
 
 def run_case(kind, seed, folder):
-    "Make and use one case in a process of its own; a dict of how it ended: outcome, what, seconds, megabytes"
+    "Make and use one case in a process of its own; a dict of how it ended: outcome, what, seconds, seconds of computing, megabytes"
     with tempfile.TemporaryDirectory(dir=folder) as place:
         place = Path(place)
         try: what = kind.make(random.Random(seed), place)
@@ -231,15 +231,16 @@ def run_case(kind, seed, folder):
         if not (pid := os.fork()):
             try:
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                signal.setitimer(signal.ITIMER_REAL, SECONDS)
+                signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+                resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))  # of this process, which is new
                 resource.setrlimit(resource.RLIMIT_AS, (resident(kind='VmSize') + 2**32,) * 2)  # nobody's machine shall suffer
                 os.write(write, outcome_of(kind, place).encode()[:4000])
             finally: os._exit(0)
         os.close(write)
         with open(read, 'rb') as pipe: outcome = pipe.read().decode(errors='replace')
         _, status, usage = os.wait4(pid, 0)
-    if os.WIFSIGNALED(status): outcome = 'hang' if os.WTERMSIG(status) == signal.SIGALRM else f'crash: signal {os.WTERMSIG(status)}'
-    return dict(seed=seed, outcome=outcome or 'crash: no answer', what=what, seconds=time.monotonic() - start, megabytes=usage.ru_maxrss / 1024)
+    if os.WIFSIGNALED(status): outcome = 'hang' if os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU) else f'crash: signal {os.WTERMSIG(status)}'
+    return dict(seed=seed, outcome=outcome or 'crash: no answer', what=what, seconds=time.monotonic() - start, computed_s=usage.ru_utime + usage.ru_stime, megabytes=usage.ru_maxrss / 1024)
 
 
 def outcome_of(kind, place):
@@ -279,7 +280,7 @@ def fuzz(name, n, first=0, workers=2):
         case['megabytes'] = max(0, case['megabytes'] - base)
         if case['megabytes'] > MEGABYTES: case['outcome'] = f"memory: {case['megabytes']:.0f} MB"
     counts = {k: sum(case['outcome'].startswith(k) for case in found) for k in ('used', 'refused', 'crash', 'hang', 'memory', 'undocumented')}
-    return dict(kind=name, cases=n, **counts, seconds=round(time.monotonic() - start, 1), slowest_s=round(max(c['seconds'] for c in found), 2), most_megabytes=round(max(c['megabytes'] for c in found))), \
+    return dict(kind=name, cases=n, **counts, seconds=round(time.monotonic() - start, 1), slowest_s=round(max(c['seconds'] for c in found), 2), most_computed_s=round(max(c['computed_s'] for c in found), 2), most_megabytes=round(max(c['megabytes'] for c in found))), \
         [case for case in found if not case['outcome'].startswith(('used', 'refused'))]
 
 

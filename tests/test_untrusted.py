@@ -135,7 +135,7 @@ BAD = {'stft.n_fft': [2**31, 0, -1, 1.5, '1024', True, None, [], 10**400], 'stft
        'classifier.front_end.f_min': [-1, 9000], 'classifier.front_end.f_max': [math.nan, 1e9, 0], 'classifier.front_end.sample_rate': [0, -16000, 1.5], 'classifier.taps': [[], 'conv_block2', [1], [[]], None, ['conv_block9'], ['conv_block2'] * 2],
        'classifier.labels': [['a', 'b', ['c']], ['a', 'b', 'a'], ['a', 'b', 3], ['a', 'b', ''], [], 'abc', None, {'a': 1}, ['a', 'b']], 'classifier.sample_rate': [0, -1, 10**12, math.inf, '16000', 16000.5],
        'classifier.map_layout': ['upside', None, 5, 'frames'], 'classifier.duration_s': [1e12, -1, 0, math.inf, math.nan, '5', 80_000], 'classifier.multi_label': ['yes', 1, None], 'classifier.sha256': ['', 'x' * 64, 5, 'A' * 64],
-       'classifier.answer': [[], 'x', {'draws': 10**9}, {'heard_s': -1}, {'notes': 'x'}, {'more': 1}], 'domain': ['x', None, 5, []], 'decoder': [[], None, {}], 'decoder.channels': [0, -1, 2**31, 8.0], 'decoder.dropout': [math.nan, 2],
+       'classifier.answer': [[], 'x', {'draws': 10**9}, {'draws': 64}, {'heard_s': -1}, {'notes': 'x'}, {'more': 1}], 'domain': ['x', None, 5, []], 'decoder': [[], None, {}], 'decoder.channels': [0, -1, 2**31, 8.0], 'decoder.dropout': [math.nan, 2],
        'decoder.n_classes': [-1, 10**9, '3', 4, 2], 'decoder.rank': [-1, 10**9, 2.5], 'decoder.file': [None, 5, []], 'decoder.sha256': [None], 'provenance': [[], 5, 'x'], 'format': [0, -1, '1', None, 1.5, 99, 10**30], 'lmac_version': [5, []], 'kind': ['l2i', 5]}
 
 @pytest.mark.parametrize('where', BAD)
