@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'SCORE_POOLS', 'ANSWER', 'ConvBlock', 'Cnn14', 'get_layer', 'tapped', 'first_tensor', 'one_map',
-           'select_output', 'pool_scores', 'TappedClassifier', 'as_dtype_of', 'seeded', 'private_copy', 'switched_off',
-           'guide_map']
+           'select_output', 'pool_scores', 'check_labels', 'TappedClassifier', 'as_dtype_of', 'seeded', 'private_copy',
+           'switched_off', 'guide_map']
 
 # %% ../nbs/04_classifier.ipynb #03classifier002
 import copy, difflib, inspect, math, random
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from threading import RLock, get_ident
 
@@ -165,17 +166,29 @@ def pool_scores(
         x = x[..., min(int(start), x.shape[-1] - 1):max(int(start) + 1, math.ceil(end))]
     return SCORE_POOLS[pool](x)
 
+# %% ../nbs/04_classifier.ipynb #0709b096
+def check_labels(
+    labels:list, # class names
+) -> list: # the same
+    "Raise `ValueError` unless each class has a name, and a name of its own"
+    if odd := [label for label in labels if not isinstance(label, str) or not label.strip()]:
+        raise ValueError(f"labels must be names of classes, as text. Found: {odd[0]!r}. Name the class, or write str(…).")
+    if len(set(labels)) < len(labels):
+        twice = next(label for label, n in Counter(labels).items() if n > 1)
+        raise ValueError(f"labels must name each class once. Found twice: {twice!r}. Tell them apart, by a number say.")
+    return labels
+
 # %% ../nbs/04_classifier.ipynb #993d899b
 ANSWER = dict(one_by_one=False, draws=0, stateful=False, switched_off=[], heard_s=None, padded_s=None, notes=[]) # how to get the clip's own answer, see `examine`
 
 # %% ../nbs/04_classifier.ipynb #03classifier027
 class TappedClassifier(nn.Module):
-    "A frozen classifier on magnitudes that also yields the hidden maps of named layers"
+    "A frozen classifier on magnitudes that also yields the hidden maps of named layers; raises `ValueError`"
     def __init__(self,
         model:nn.Module, # features `(batch, …)` from `front_end` to scores, see `output` and `outputs`
         front_end:nn.Module, # magnitude `(batch, freq, frame)`, and the phase if it says `uses_phase`, to the model's features; differentiable
         taps, # names of the layers to read, input side first
-        labels, # class names, in the order of the logits
+        labels, # class names, each another, in the order of the logits
         sample_rate:int, # Hz
         map_layout='time_freq', # what a tapped layer's axes are, see `LAYOUTS`; a dict from tap to layout if they differ
         duration_s:float=5., # shorter clips are padded with silence to this length, in seconds
@@ -188,6 +201,7 @@ class TappedClassifier(nn.Module):
     ):
         super().__init__()
         self.model, self.front_end, self.taps, self.labels = model, front_end, listify(taps), listify(labels)
+        check_labels(self.labels)
         if not self.taps: raise ValueError("A TappedClassifier needs at least one tap: name layers of the model.")
         self.layouts = {tap: map_layout.get(tap) if isinstance(map_layout, dict) else map_layout for tap in self.taps}
         for name, layout in self.layouts.items():

@@ -8,7 +8,7 @@ __all__ = ['ARCHIVES', 'TEXT_COLUMNS', 'data_root', 'cache_root', 'exclusive', '
            'download', 'read_table', 'esc50', 'urbansound8k', 'snr_db', 'match_length', 'mix_at_snr', 'loader']
 
 # %% ../nbs/03_data.ipynb #02data002
-import copy, glob, hashlib, json, math, os, shutil, tarfile, tempfile, zipfile, zlib
+import copy, glob, hashlib, json, lzma, math, os, shutil, struct, tarfile, tempfile, zipfile, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -319,22 +319,42 @@ def fetch(
     finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/03_data.ipynb #02data071
-def _check_members(file, folder):
-    "`tarfile.TarError` if a member of a tar archive is neither file nor folder, or would lie outside `folder`"
+def _check_names(names, folder):
+    "`ValueError` for two members of one place, a file in place of a folder, or a place outside `folder`; names of folders end in /"
+    files, folders, root = set(), set(), folder.resolve()
+    for name in names:
+        place = (root/name).resolve()
+        if not place.is_relative_to(root): raise ValueError(f"{name!r} is no file or folder inside")
+        if not name.endswith('/'):
+            if place in files: raise ValueError(f"{name!r} is there twice")
+            files.add(place)
+        folders.update(place.parents if place in files else (place, *place.parents))
+    if clash := files & folders: raise ValueError(f"{min(clash).name!r} is a file and a folder")
+
+def _check_tar(file, folder):
+    "`ValueError` for a tar archive with links, devices or names that lead elsewhere; read to its end, where gzip has its checksum"
     with tarfile.open(file) as archive:
-        for member in archive:
-            if not (member.isfile() or member.isdir()) or not (folder/member.name).resolve().is_relative_to(folder.resolve()):
-                raise tarfile.TarError(f"{member.name!r} is no file or folder inside")
+        members = archive.getmembers()
+        if odd := next((m for m in members if not (m.isfile() or m.isdir())), None): raise ValueError(f"{odd.name!r} is no file or folder inside")
+        _check_names([m.name.rstrip('/') + '/'*m.isdir() for m in members], folder)
+        while archive.fileobj.read(1 << 20): pass
+
+def _check_zip(file, folder):
+    "`ValueError` for a zip archive that is encrypted, or whose names lead elsewhere"
+    with zipfile.ZipFile(file) as archive:
+        if locked := next((m for m in archive.infolist() if m.flag_bits & 1), None): raise ValueError(f"{locked.filename!r} is encrypted")
+        _check_names([m.filename for m in archive.infolist()], folder)
 
 def _unpack(file, folder):
     "Unpack a zip or tar archive; nothing lands outside `folder`; `ValueError` for a damaged or unsafe archive"
     import pooch  # here, for a fast start
     is_zip = zipfile.is_zipfile(file)
     try:
-        if not is_zip: _check_members(file, folder)
+        (_check_zip if is_zip else _check_tar)(file, folder)
         (pooch.Unzip if is_zip else pooch.Untar)(extract_dir=folder.absolute())(str(file), 'download', None)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as e:
-        raise ValueError(f"{file} cannot be unpacked ({e}). Fetch it again.") from e
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RuntimeError, ValueError, OverflowError, struct.error, OSError) as e:
+        if isinstance(e, OSError) and e.errno is not None: raise  # a full disk, say
+        raise ValueError(f"{file} cannot be unpacked ({' '.join(str(e).split())}). Fetch it again.") from e
 
 # %% ../nbs/03_data.ipynb #02data073
 def _check_contents(folder, archive):

@@ -105,7 +105,7 @@ class MaskDecoder(nn.Module):
         guide:bool=False, # the first map is the spectrogram: candidates are drawn from it, and not from the finest map
     ):
         super().__init__()
-        tap_channels, band_hz, bin_hz = list(tap_channels), torch.as_tensor(band_hz).tolist(), torch.as_tensor(bin_hz).tolist()
+        tap_channels, band_hz, bin_hz = list(tap_channels), *(torch.as_tensor(hz, device='cpu').tolist() for hz in (band_hz, bin_hz))
         store_attr()
         if min(channels, head_channels, spread) < 1:
             raise ValueError(f"channels, head_channels and spread must be at least 1. Found: {channels}, {head_channels}, {spread}.")
@@ -186,12 +186,12 @@ def folded(self:MaskDecoder) -> MaskDecoder: # for drawing masks; not to be trai
 _MIN_ROWS, _MANY_CLASSES = 32, 64 # rows of frequency that the finest map should have at least; classes from which they share patterns
 
 @patch(cls_method=True)
-def for_classifier(cls:MaskDecoder,
+def sizes_for(cls:MaskDecoder,
     classifier:TappedClassifier, # the classifier to explain
     stft:STFT, # the STFT that it gets its magnitudes from
-    **kwargs, # passed on to `MaskDecoder`; `n_classes` is the number of the classifier's labels unless it is given
-) -> MaskDecoder: # an untrained decoder that fits
-    "Make a decoder for `classifier`, every size read off one probe forward"
+    **kwargs, # settings of the `MaskDecoder`; `n_classes` is the number of the classifier's labels unless it is given
+) -> dict: # all that `MaskDecoder` takes
+    "Every size of a decoder for `classifier`, read off one probe forward"
     n_samples = int(classifier.duration_s * classifier.sample_rate)
     probe = torch.zeros(1, stft.n_freqs, stft.n_frames(n_samples), device=next(classifier.parameters()).device)
     band_hz = getattr(classifier.front_end, 'frequencies', None)
@@ -199,4 +199,13 @@ def for_classifier(cls:MaskDecoder,
     with torch.no_grad(): _, maps = classifier.with_taps(probe, probe)
     sizes = dict(n_classes=len(classifier.labels), spread=max(1, _MIN_ROWS // max(m.shape[2] for m in maps[classifier.guide:])), guide=classifier.guide) | kwargs
     if (sizes['n_classes'] or 0) > _MANY_CLASSES: sizes = dict(rank=_MIN_ROWS) | sizes
-    return cls([m.shape[1] for m in maps], band_hz, stft.frequencies(classifier.sample_rate), **sizes)
+    return dict(tap_channels=[m.shape[1] for m in maps], band_hz=band_hz, bin_hz=stft.frequencies(classifier.sample_rate)) | sizes
+
+@patch(cls_method=True)
+def for_classifier(cls:MaskDecoder,
+    classifier:TappedClassifier, # the classifier to explain
+    stft:STFT, # the STFT that it gets its magnitudes from
+    **kwargs, # as for `sizes_for`
+) -> MaskDecoder: # an untrained decoder that fits
+    "Make a decoder for `classifier`"
+    return cls(**cls.sizes_for(classifier, stft, **kwargs))

@@ -22,7 +22,7 @@ from .data import ClipDataset, audio_files, loader
 from .decoder import MaskDecoder
 from .explanation import VERDICTS, Explanation, Explanations, judge
 from .masking import ExtendedMaskingLoss, MaskingLoss, apply_mask, binarize
-from .pretrained import SAMPLE, load_explainer, model_card, save_explainer
+from .pretrained import SAMPLE, as_markdown, load_explainer, model_card, save_explainer
 from .spectrogram import STFT, default_stft
 from .training import Constraints, ExplainerTask, fit_task
 
@@ -75,7 +75,12 @@ def check_parts(self:LMAC):
     if self.is_class_conditional and self.decoder.n_classes != len(self.labels):
         raise ValueError(f"The decoder draws for {self.decoder.n_classes} classes, the classifier has {len(self.labels)}: "
                          "make one with MaskDecoder.for_classifier.")
-    if (found := self.decoder(maps, n_frames, logits.argmax(1)).shape[1]) != self.stft.n_freqs:
+    if self.classifier.config['architecture'] and not logits.isfinite().all():  # networks of others may not know what to say of silence
+        raise ValueError("The classifier must give finite numbers for silence. Found NaN or infinity: its weights are damaged. Get the folder again, or train anew.")
+    mask = self.decoder(maps, n_frames, logits.argmax(1))
+    if logits.isfinite().all() and not mask.isfinite().all():
+        raise ValueError("The decoder must give finite numbers for silence. Found NaN or infinity: its weights are damaged. Get the folder again, or train anew.")
+    if (found := mask.shape[1]) != self.stft.n_freqs:
         raise ValueError(f"The decoder draws masks of {found} frequencies, the STFT gives {self.stft.n_freqs}. "
                          "It was made for another STFT: make one with MaskDecoder.for_classifier.")
 
@@ -238,7 +243,7 @@ def masked_parts(self:LMAC,
     contrast=None, # class index or indices `(batch,)`
     targets=None, # several classes of one clip, from `class_indices`: the batch of what depends on the class is theirs
 ) -> dict: # tensors: target, magnitude, mask, probabilities, probabilities of both parts, sound of both parts
-    "The mask and both parts, classified and as sound, for a batch of clips of one length, or for several classes of one clip"
+    "The mask and both parts, classified and as sound, for a batch of clips of one length, or for several classes of one clip; raises `ValueError` for a network that gives NaN"
     magnitude, phase = self.magnitude_phase(waveform)
     logits, maps = self.classifier.with_taps(magnitude, phase)
     if targets is None: target = self.resolve_target(logits, target)
@@ -246,6 +251,8 @@ def masked_parts(self:LMAC,
     else: target = torch.tensor(targets, device=logits.device)
     mask = self.predict_mask(maps, magnitude.shape[-1], target, threshold, contrast) * self.heard(magnitude, phase, target, waveform.shape[-1])
     found = dict(target=target, magnitude=magnitude, mask=mask, probabilities=self.classifier.probabilities(logits))
+    for what, x in (('classifier', found['probabilities']), ('decoder', mask)):
+        if x.isnan().any(): raise ValueError(f"The {what} must give numbers. Found: NaN, for a recording whose samples are in order. Look at the {what}, its weights first.")
     return found | self.apply_and_resynthesize(magnitude.expand_as(mask), phase.expand_as(mask), mask, waveform.shape[-1])
 
 # %% ../nbs/11_explain.ipynb #1f7e9db3
@@ -350,7 +357,7 @@ def write_share(self:LMAC,
     ex.save(folder / 'sample')
     save_audio(folder / 'sample' / 'input.wav', ex.waveform, ex.sample_rate)
     what = 'A synthetic scene, of a dog in the rain. ' if scene else ''
-    card = model_card(self.classifier, self.provenance, SAMPLE.format(sentence=what + ex.sentence()), licence, include_classifier)
+    card = model_card(self.classifier, self.provenance, SAMPLE.format(sentence=what + as_markdown(ex.sentence())), licence, include_classifier)
     Path(folder, 'README.md').write_text(card, encoding='utf-8')
     return folder
 

@@ -526,7 +526,7 @@ def sentence(self:Explanations) -> str: # a sentence or more
 @patch
 def file_names(self:Explanations) -> list: # for each class: those of explanation and residual, of both slower or faster if `playing_speed` is not 1, and of the mask
     "Names for files, made of the classes' names; where two would be the same, of their indices as well"
-    stems = [re.sub(r'[^\w]+', '-', label).strip('-') for label in self.targets]
+    stems = [re.sub(r'[^\w]+', '-', label).strip('-')[:50] for label in self.targets]
     if len({stem.lower() for stem in stems if stem}) < len(self): stems = [f'{ex.class_index}-{stem}' for ex, stem in zip(self, stems)]
     return [[*_sound_names(self.playing_speed, f'-{stem}'), f'mask-{stem}.png'] for stem in stems]
 

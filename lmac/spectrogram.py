@@ -158,6 +158,7 @@ def _draw(image, sample_rate, hop_length, ax, title, colorbar, **style):
     drawn = ax.imshow(image, origin='lower', aspect='auto', extent=extent, **style)
     ax.yaxis.set_major_formatter(lambda hz, _: f"{hz/1000:g}")
     ax.set(xlabel='time (s)', ylabel='frequency (kHz)', title=title)
+    ax.title.set_parse_math(False)  # a class may be called $$, which is no formula
     if colorbar: ax.figure.colorbar(drawn, ax=ax, label=colorbar)
     return ax
 
@@ -217,7 +218,8 @@ def show_masks(
     ax = show_spectrogram(magnitude, sample_rate, hop_length, **kwargs)
     image = ax.images[-1]
     image.set_data((1 - image.get_array()/image.norm.vmin)[..., None]*tint.numpy())
-    ax.legend(handles=[Patch(color=hue, label=name) for hue, name in zip(HUES.values(), names)], loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
+    legend = ax.legend(handles=[Patch(color=hue, label=name) for hue, name in zip(HUES.values(), names)], loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
+    for text in legend.get_texts(): text.set_parse_math(False)
     return ax
 
 # %% ../nbs/01_spectrogram.ipynb #01spectrogramx002

@@ -6,17 +6,19 @@
 __all__ = ['RULE', 'BASELINES', 'CompressedInput', 'scores_to_mask', 'clip_seed', 'Baseline', 'Saliency', 'SmoothGrad',
            'IntegratedGradients', 'GuidedBackprop', 'map_to_bins', 'GradCam', 'GuidedGradCam', 'GradientShap',
            'DeepLiftShap', 'window_shape', 'Occlusion', 'mel_segments', 'Lime', 'KernelShap', 'L2INetwork', 'train_l2i',
-           'L2I', 'RandomMask', 'ConstantMask', 'AllOnesMask', 'EnergyMask', 'make_baseline']
+           'L2I', 'L2IFolder', 'RandomMask', 'ConstantMask', 'AllOnesMask', 'EnergyMask', 'make_baseline']
 
 # %% ../../nbs/evidence/baselines.ipynb #09baselines002
 import json, math, warnings, zlib
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from fastcore.basics import patch, store_attr
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -27,7 +29,7 @@ from ..decoder import band_to_bin
 from .record import needs, run_metadata
 from ..masking import DOMAINS, apply_mask
 from ..models.classifiers import random_gain
-from ..pretrained import config_errors, load_classifier, load_weights, module_bytes, sha256_of, write_files
+from ..pretrained import ClassifierFolder, Settings, Sha256, Size, config_errors, load_classifier, load_weights, module_bytes, sha256_of, write_files
 from ..scale.parallel import is_main
 from ..spectrogram import STFT
 from ..training import Task, fit_task, random_mix, random_roll
@@ -560,16 +562,32 @@ class L2I(Baseline):
     def to_mask(self, scores): return scores.clamp(0, 1)
 
 # %% ../../nbs/evidence/baselines.ipynb #baselinesx006
+class _L2INetworkSettings(Settings):
+    tap_channels: Annotated[list[Size], Field(min_length=1, max_length=1000)]
+    n_freqs: Size
+    n_classes: Size
+    n_components: Size
+    channels: Size
+    rows: Size
+
+class L2IFolder(ClassifierFolder, extra='forbid'):
+    "The config.json that `train_l2i` wrote"
+    kind: Literal['l2i']
+    network: _L2INetworkSettings
+    sha256: Sha256
+    settings: dict[str, Any]
+    best: dict[str, Any]
+
 @patch
 def _load(self:L2I, folder:Path) -> L2INetwork:
     "The network in a folder; raises `FileNotFoundError`, or `ValueError` if it is damaged or of another classifier"
     if not (folder/'config.json').is_file():
         raise FileNotFoundError(f"No trained L2I in {folder}: no config.json there. Train one with lmac-train l2i.")
-    _, _, config = load_classifier(folder, self.classifier)
-    with config_errors(folder/'config.json'):
-        network = L2INetwork(**config['network'])
-        load_weights(network, folder/'l2i.safetensors', config['sha256'])
-    return network
+    _, stft, config = load_classifier(folder, self.classifier, L2IFolder)
+    with config_errors(folder/'config.json'), torch.no_grad(): logits, maps = self.classifier.with_taps(*stft(torch.zeros(1, int(self.classifier.duration_s * self.classifier.sample_rate), device=next(self.classifier.parameters()).device)))
+    fits, found = dict(tap_channels=[m.shape[1] for m in maps], n_freqs=stft.n_freqs, n_classes=logits.shape[1]), config['network']
+    if wrong := [k for k, v in fits.items() if found[k] != v]: raise ValueError(f"{folder/'config.json'}: network.{wrong[0]} must be {fits[wrong[0]]} for this classifier. Found: {found[wrong[0]]}.")
+    return load_weights(lambda: L2INetwork(**found), folder/'l2i.safetensors', config['sha256'])
 
 @patch
 def raw(self:L2I, x, target):

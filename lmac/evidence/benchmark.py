@@ -415,7 +415,7 @@ def _method_config(
     kind, _, folder = spec.partition(':') if isinstance(spec, str) else (method.name, '', '')
     found = dict(name=f'{kind}:{Path(folder).name}' if folder else kind, how=getattr(method, 'how', 'drawn by the decoder')) | getattr(method, 'settings', {})
     if not folder: return found
-    files = [f for f in sorted((explainer_folder(folder) if kind == 'lmac' else Path(folder)).iterdir()) if f.suffix in ('.json', '.safetensors')]
+    files = [f for f in sorted((explainer_folder(folder) if kind == 'lmac' else Path(folder)).iterdir()) if f.suffix in ('.json', '.safetensors') and f.is_file()]
     return found | dict(sha256={f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files})
 
 def load_methods(

@@ -26,13 +26,23 @@ from ..masking import ExtendedMaskingLoss, Guidance
 from ..metrics import average_drop, average_gain, average_increase, faithfulness
 from ..models.classifiers import ClassifierTask
 from ..models.sources import SourcesTask
-from ..pretrained import load_classifier, save_classifier
+from ..pretrained import as_markdown, load_classifier, read_file, save_classifier, weights_file
 from ..spectrogram import STFT, LogMel
 from ..training import Constraints, ExplainerTask, fit_task
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes005
 CONFIGS = Path(str(files('lmac'))) / 'configs' # of the bundled models
 STAGES = dict(classifier='esc10-classifier', explainer='esc10', finetune='esc10-finetuned', l2i='esc10-l2i')
+
+def _plain_values(found):
+    "`ValueError` unless a configuration is text, numbers, lists and settings by name, 10,000 in all, aliases counted wherever they stand"
+    left, n = [found], 0
+    while left:
+        x, n = left.pop(), n + 1
+        if n > 10_000: raise ValueError("more than 10,000 values, or one that contains itself")
+        if not isinstance(x, (dict, list, str, int, float, type(None))): raise ValueError(f"a {type(x).__name__}, {x}, where text, a number, a list or settings by name must stand")
+        left += [*x.keys(), *x.values()] if isinstance(x, dict) else x if isinstance(x, list) else []
+    return found
 
 def read_config(
     name, # a yaml file, or the name of a configuration in `lmac/configs`
@@ -42,8 +52,9 @@ def read_config(
     file = Path(name) if Path(name).is_file() else CONFIGS / f'{name}.yaml'
     if not file.is_file():
         raise FileNotFoundError(f"No configuration {name!r}. Bundled: {', '.join(sorted(p.stem for p in CONFIGS.glob('*.yaml')))}.")
-    try: config = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as e: raise ValueError(f"{file} is not valid yaml: {' '.join(str(e).split())}") from None
+    try: config = _plain_values(yaml.safe_load(read_file(file, 2**20)))
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, LookupError) as e:  # of a date that there is not, or of 10,000 brackets
+        raise ValueError(f"{file} is not valid yaml: {' '.join(str(e).split())}") from None
     if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in ('data', 'training')):
         raise ValueError(f"{file} must have at least the parts data and training, with settings by name.")
     config['training'] |= {k: v for k, v in changes.items() if v is not None}
@@ -122,11 +133,11 @@ def _trained_before(made):
 
 def _training_card(name, what, made, test):
     "The README of a folder of weights: name, one sentence, the record of its training, numbers on the test fold"
-    data, credit = made['config']['data'], made['config']['data'].get('credit', 'The data set is the user\'s own.')
+    data, credit = made['config']['data'], as_markdown(made['config']['data'].get('credit', 'The data set is the user\'s own.'))
     monitor, last = made['config']['monitor'], dict(monitor='epoch', mode='max')
     taken = f"the last of {made['epochs']} epochs, folds {data['valid']} for validation" if monitor == last else f"epoch {made['best_epoch']} of {made['epochs']} taken by `{monitor['monitor']}` on folds {data['valid']}"
     def table(numbers): return '\n'.join(['| number | value |', '| --- | --- |', *(f'| {k} | {v:.4g} |' for k, v in numbers.items())])
-    return (f"---\nlibrary_name: lmac\nlicense: apache-2.0\ntags: [audio-classification, interpretability]\n---\n# {name}\n\n{what}\n\n"
+    return (f"---\nlibrary_name: lmac\nlicense: apache-2.0\ntags: [audio-classification, interpretability]\n---\n# {as_markdown(name)}\n\n{what}\n\n"
             f"Trained on `{data['dataset']}`, folds {data['train']}; {taken}; tested on folds "
             f"{data.get('test')}. Data: {credit} Made by `{made['command']}` in {made['seconds'] / 60:.1f} min "
             f"({made['machine']['cpu']}, {made['machine']['cores_used']} threads), "
@@ -166,7 +177,7 @@ def train_classifier(
     tapped = TappedClassifier(model, front_end, config['taps'], dataset.labels, rate, duration_s=config['duration_s'])
     test = _test(task, dataset, config['data'].get('test'))
     save_classifier(tapped, stft, out, made | dict(test=test))
-    card = _training_card(out.name, f"A CNN14 classifier of {', '.join(dataset.labels)}.", made, test)
+    card = _training_card(out.name, f"A CNN14 classifier of {', '.join(map(as_markdown, dataset.labels))}.", made, test)
     write_atomically(out / 'README.md', card.encode())
     return test
 
@@ -198,6 +209,8 @@ def train_explainer(
 ) -> dict: # numbers on the test folds; empty in all but the main process
     "Train or fine-tune a decoder and write an explainer that `LMAC.from_pretrained` loads, history and model card"
     classifier, stft, parts = load_classifier(parent)
+    shared = Path(os.path.relpath(parent / parts['classifier']['file'], out)).as_posix() if share_classifier else None
+    if shared: weights_file(out, shared, shared=True)
     dataset = open_dataset(config['data'], classifier.sample_rate, classifier.duration_s)
     if dataset.labels != classifier.labels:
         raise ValueError(f"The data have the classes {dataset.labels}, the classifier {classifier.labels}: they must be the same.")
@@ -210,7 +223,6 @@ def train_explainer(
     if made is None: return {}
     if 'decoder' not in config: made |= dict(parent=parts.get('provenance'))
     test = _test(task, dataset, config['data'].get('test'))
-    shared = Path(os.path.relpath(parent / parts['classifier']['file'], out)).as_posix() if share_classifier else None
     LMAC(classifier, decoder, stft, config['domain'], made | dict(test=test)).save_pretrained(out, shared)
     home = (parent / parts['classifier']['file']).resolve().parent.name
     for_what = ', fine-tuned for listening' if 'guidance' in config else ', trained to give each class its part of a mixture' if 'sources' in config else ''

@@ -12,7 +12,7 @@ __all__ = ['POOLS', 'PANNS_SETTINGS', 'PANNS', 'AUDIOSET_LABELS', 'AUDIOSET_SHA2
            'from_transformers']
 
 # %% ../../nbs/models/checkpoints.ipynb #08checkpoints002
-import ast, csv, re, warnings
+import ast, csv, math, re, reprlib, warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from ..classifier import ConvBlock, TappedClassifier, first_tensor
 from ..data import data_root, explain_write_errors, fetch
 from ..decoder import MaskDecoder
 from ..explain import LMAC
-from ..pretrained import check_sha256
+from ..pretrained import check_finite, check_sha256, read_file
 from ..spectrogram import STFT, default_stft
 
 # %% ../../nbs/models/checkpoints.ipynb #08checkpoints009
@@ -49,8 +49,8 @@ def read_checkpoint(
     "Load numbers, and nothing that runs; raises `FileNotFoundError`, or `ValueError` for a file that holds anything else"
     file = Path(file)
     if not file.is_file(): raise FileNotFoundError(f"There is no checkpoint {file}.")
-    if file.suffix == '.safetensors': return load_file(file)
     try:
+        if file.suffix == '.safetensors': return load_file(file)
         with torch.serialization.safe_globals(array_globals()): return torch.load(file, map_location='cpu', weights_only=True)
     except OSError: raise
     except Exception as e:  # bytes that are no pickle can be taken for one, and then anything may go wrong
@@ -68,7 +68,7 @@ def state_dict_of(
     for key in ('model', 'state_dict'):
         if isinstance(found, dict) and isinstance(found.get(key), dict): found = found[key]
     if isinstance(found, dict) and found and all(isinstance(v, Tensor) for v in found.values()):
-        return {k.removeprefix('module.'): v for k, v in found.items()}
+        return check_finite({k.removeprefix('module.'): v for k, v in found.items()}, 'the checkpoint' if isinstance(checkpoint, dict) else checkpoint)
     raise ValueError("A checkpoint must hold the weights of a network, names and tensors, at the top or under 'model' or 'state_dict'. "
                      f"Found: {type(found).__name__}{' with ' + ', '.join(map(str, list(found)[:5])) if isinstance(found, dict) else ''}.")
 
@@ -358,13 +358,19 @@ def read_hyperparams(
     file, # hyperparams.yaml of a SpeechBrain model
 ) -> dict: # as `SPEECHBRAIN_RECIPE`, as far as the file tells
     "The settings of the front end in a SpeechBrain model; raises `ValueError` for what is no such file"
-    try: found = yaml.load(Path(file).read_text(encoding='utf-8'), yaml.BaseLoader)  # text alone: takes no notice of tags, and makes nothing
-    except yaml.YAMLError as e: raise ValueError(f"{file} is no YAML file ({type(e).__name__}).") from e
+    try: found = yaml.load(read_file(file, 2**20), yaml.BaseLoader)  # text alone: takes no notice of tags, and makes nothing
+    except (yaml.YAMLError, RecursionError) as e: raise ValueError(f"{file} is no YAML file ({type(e).__name__}).") from e
     if not isinstance(found, dict): raise ValueError(f"{file} must hold the settings of a SpeechBrain model by name. Found: {type(found).__name__}.")
-    def value(x):
-        if not isinstance(x, str): return x
-        return value(found.get(x.strip('<>'))) if re.fullmatch('<[^<>]+>', x) else yaml.safe_load(x)
-    settings = {k: value(found[k]) for k in ('sample_rate', 'n_fft', 'hop_length', 'win_length') if k in found}
+    def value(x, depth=0):
+        if not isinstance(x, str) or depth > 9: return None if depth > 9 else x
+        if re.fullmatch('<[^<>]+>', x): return value(found.get(x.strip('<>')), depth + 1)
+        return dict(true=True, yes=True, on=True, false=False, no=False, off=False).get(x.lower(), x)
+    def number(k):
+        try: x = float(value(found[k]))
+        except (TypeError, ValueError): x = math.nan
+        if not 0 < x <= 4e6: raise ValueError(f"{k} in {file} must be a positive number. Found: {reprlib.repr(found[k])}.")
+        return int(x) if x == int(x) else x
+    settings = {k: number(k) for k in ('sample_rate', 'n_fft', 'hop_length', 'win_length') if k in found}
     bank = found.get('compute_fbank')
     if isinstance(bank, dict):
         log1p = value(found.get('use_log1p_mel')) or value(found.get('use_melspectra_log1p'))

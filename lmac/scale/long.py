@@ -661,6 +661,7 @@ def figure(self:LongExplanation): # a matplotlib figure
     row = t.label.map({n: i for i, n in enumerate(names)})
     top.step(np.append(border[:-1], border[-1]), np.append(row, row.iloc[-1:]), where='post', color='#7fd4ff', lw=1)
     top.set(yticks=range(len(names)), yticklabels=[n.replace('_', ' ') for n in names], title='Probability over time; the line: the class explained')
+    for text in top.get_yticklabels(): text.set_parse_math(False)
     figure.colorbar(mesh, ax=top, pad=.01)
     lines = {'input': ('probability', 'k'), 'masked in': ('probability_masked_in', 'C2'), 'masked out': ('probability_masked_out', 'C3')}
     for name, (column, color) in list(lines.items())[:3 if self.scored else 1]:
