@@ -438,6 +438,7 @@ class _AVSound:
 # %% ../nbs/00_audio.ipynb #1ee2649b
 class _SoundFile(sf.SoundFile):
     "libsndfile's reader without the seek that follows each read, in which a FLAC without a length fails at its end"
+    def __init__(self, file): super().__init__(os.fsencode(file) if isinstance(file, (str, Path)) and os.name != 'nt' else file)  # names may be no text
     def seekable(self): return False
 
 def _without_length(path, start, end):
@@ -479,7 +480,7 @@ class Recording:
         with file_errors(self.path), open(self.path, 'rb') as file:
             self.kind, find = _kind_of(file)
             if find is None: # libsndfile itself tells best what is rare
-                with sf.SoundFile(self.path) as known: find = _mpeg_parts if known.format in ('MP3', 'MPEG') else _one_part
+                with _SoundFile(self.path) as known: find = _mpeg_parts if known.format in ('MP3', 'MPEG') else _one_part
             self.parts = find(file, self.path, self.size) or [(0, self.size)]
             tail = _at(file, self.parts[-1][1], 1 << 16)
         self.unread = 0 if _tag_length(tail) or not tail.strip(b'\0') else self.size - self.parts[-1][1] # bytes at the end
