@@ -231,12 +231,13 @@ def lmac_explain(
         paths = [audio] if isinstance(audio, (str, Path)) else list(audio or ())
         single = len(paths) < 2 and not any(Path(path).is_dir() for path in paths)
         if single and not is_main(): return  # one recording is one process's work
-        files, out = on_main(lambda: find_recordings(paths)), Path(out)
+        once = (lambda work: work()) if single else on_main
+        files, out = once(lambda: find_recordings(paths)), Path(out)
         lmac, threshold = LMAC.from_pretrained(explainer), .5 if binary and threshold is None else threshold
         options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate, region_threshold=region_threshold) | _several(lmac, target, top)
         options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion, channel=channel).items() if v is not None}
         with _alone(out):
-            if not overwrite: on_main(lambda: _refuse_other_results(out, files if single else None))
+            if not overwrite: once(lambda: _refuse_other_results(out, files if single else None))
             if not single: _explain_folder(lmac, files, out, options, overwrite)
             elif files: explain_file(lmac, files[0][0], out, options)
             else: _explain_scene(lmac, out, options)

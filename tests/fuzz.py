@@ -1,4 +1,4 @@
-"""Hostile and damaged input by the thousand: `python tests/fuzz.py explainers --n 2000`
+"""Hostile and damaged input by the thousand: `python tests/fuzz.py explainers --n 2000`, `python tests/fuzz.py recordings --n 10000` (made and read by tests/fuzz_recordings.py)
 
 Each case is made from its number, so that `--case 17` makes it again and shows the traceback. It runs in a process of its own, with a time limit, and
 ends in one of two good ways: it is used, or it is refused by a documented error of one line. Counted as faults are crashes (the process died), hangs (it computed
@@ -36,6 +36,8 @@ from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
 from lmac.pretrained import WEIGHTS
 from lmac.spectrogram import STFT, LogMel
+
+from fuzz_recordings import run_recordings
 
 SECONDS, PATIENCE, MEGABYTES = 5, 30, 1024
 VALUES = [None, True, False, 0, 1, -1, 2, 7, 64, 1000, 2**31, 10**9, 10**12, 10**30, 10**400, -1.5, .5, 1e-300, 1e12, 1e308, math.inf, -math.inf, math.nan, '', ' ', 'yes', 'x' * 10_000,
@@ -286,12 +288,16 @@ def fuzz(name, n, first=0, workers=2):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('kind', choices=KINDS)
+    parser.add_argument('kind', choices=[*KINDS, 'recordings'])
     parser.add_argument('--n', type=int, default=2000, help='cases')
     parser.add_argument('--first', type=int, default=0, help='number of the first case')
     parser.add_argument('--workers', type=int, default=2, help='processes')
     parser.add_argument('--case', type=int, help='make this case alone, in this process, and show what becomes of it')
     args = parser.parse_args()
+    if args.kind == 'recordings':
+        found = run_recordings(args.n, args.first, args.workers)
+        print(json.dumps(found))
+        sys.exit(bool(found['failures']))
     if args.case is not None:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder)/'case').mkdir()

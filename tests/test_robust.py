@@ -204,6 +204,7 @@ def test_classes_that_look_like_missing_values(tmp_path):
     text = ['label', 'predicted_label']
     assert set(long.timeline.label) <= set(ODD) and again.timeline.label.tolist() == long.timeline.label.tolist() and again.timeline.predicted_label.tolist() == long.timeline.predicted_label.tolist()
     assert again.sentence() == long.sentence() and again.segments()[text].to_dict() == long.segments()[text].to_dict() and again.boxes.label.tolist() == long.boxes.label.tolist()
+    (tmp_path/'scenes').mkdir()
     dataset = scene_dataset(['dog', 'rain', 'siren'], tmp_path/'scenes', sample_rate=16000, duration_s=1.)
     dataset.labels = ODD
     benchmark(lmac, dataset, [5], tmp_path/'b.json', ['energy'], ['clean'], [0], name='odd', data='scenes')
