@@ -19,7 +19,7 @@ from fastcore.script import Param, anno_parser, store_true
 
 from . import __version__
 
-from .audio import AUDIO_FORMATS, make_scene, printable, save_audio, speed_words, write_atomically
+from .audio import AUDIO_FORMATS, check_speed, check_time_expansion, make_scene, printable, save_audio, speed_words, write_atomically
 from .data import audio_files, exclusive, read_table
 from .explain import LMAC
 from .explanation import region_files, speed_suffix
@@ -68,22 +68,31 @@ def one_line_errors(
         raise SystemExit(128 + (e.args[0] if e.args else signal.SIGINT)) from None
 
 # %% ../nbs/13_cli.ipynb #d303ab68
-def _whole(low, high=math.inf): return f"a whole number, at least {low}" + (f" and at most {high}" if high < math.inf else ''), lambda x: isinstance(x, int) and not isinstance(x, bool) and low <= x <= high
+def _whole(low, high=math.inf): # a check, as `check_speed` is one
+    "A check of options that are whole numbers between two bounds"
+    def check(x, name):
+        if not isinstance(x, int) or isinstance(x, bool) or not low <= x <= high:
+            raise ValueError(f"{name} must be a whole number, at least {low}{f' and at most {high}' if high < math.inf else ''}. Found: {x!r}.")
+    return check
 
-OPTIONS = dict( # what the values of options must be, in words, and whether they are
-    seed=_whole(0, 2**32 - 1), seeds=_whole(0, 2**32 - 1), batch_size=_whole(1), epochs=_whole(1), accumulate=_whole(1), folds=_whole(1), channel=_whole(0),
-    threshold=('between 0 and 1', lambda x: 0 <= x <= 1), region_threshold=('between 0 and 1', lambda x: 0 <= x <= 1),
-    speed=('a factor between 0.01 and 100', lambda x: .01 <= x <= 100), time_expansion=('a factor between 0.001 and 1000', lambda x: .001 <= x <= 1000),
-    mixed_precision=('no, bf16 or fp16', lambda x: x in ('no', 'bf16', 'fp16')))
+def _fraction(x, name):
+    if not 0 <= x <= 1: raise ValueError(f"{name} must be between 0 and 1. Found: {x!r}.")
+
+def _precision(x, name):
+    if x not in ('no', 'bf16', 'fp16'): raise ValueError(f"{name} must be no, bf16 or fp16. Found: {x!r}.")
+
+OPTIONS = dict( # name to what raises `ValueError` for a value, and takes it and the name
+    seed=_whole(0, 2**32 - 1), seeds=_whole(0, 2**32 - 1), batch_size=_whole(1), epochs=_whole(1), accumulate=_whole(1), folds=_whole(1), channel=_whole(0), threshold=_fraction, region_threshold=_fraction,
+    mixed_precision=_precision, speed=lambda x, name: check_speed(x), time_expansion=lambda x, name: check_time_expansion(x))
 
 def check_options(
     options:dict, # of a command: name to value, to several, or to None
 ):
-    "Raise `ValueError` for an option that is empty, or that `OPTIONS` says is none"
+    "Raise `ValueError` for an option that is empty, or that is none by `OPTIONS`"
     for name, value in options.items():
         for x in [] if value is None else value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(x, (str, Path)) and not str(x).strip(): raise ValueError(f"{name} must not be empty. Found: {str(x)!r}. A variable of the shell that is not set?")
-            if name in OPTIONS and not OPTIONS[name][1](x): raise ValueError(f"{name} must be {OPTIONS[name][0]}. Found: {x!r}.")
+            if name in OPTIONS: OPTIONS[name](x, name)
 
 # %% ../nbs/13_cli.ipynb #13clix003
 def command(

@@ -22,7 +22,7 @@ from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
 from lmac.spectrogram import STFT, LogMel
 
-TIMES = {'seconds', 'date', 'timing', 'command', 'git', 'lr', 'explained_in_s', 'evaluation_s', 'memory_mb'}
+TIMES = {'seconds', 'date', 'timing', 'command', 'git', 'explained_in_s', 'evaluation_s', 'memory_mb'}
 LABELS = ['siren', 'rain', 'dog']
 
 
