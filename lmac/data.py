@@ -72,15 +72,16 @@ def decode_clip(
     path:str|Path, # audio file of any format, rate and channel count that `load_audio` reads
     sample_rate:int, # of the result, in Hz
     duration_s:float, # of the result, in seconds
+    channel:int=None, # take this channel, counted from 0; None: the mean of all, with a warning where they cancel
 ) -> Tensor: # waveform `(time)`, float32
     "Decode one file to mono, cut or zero-padded at its end; `ValueError` names a file that cannot be read"
     n_samples = _clip_length(sample_rate, duration_s)
-    try: waveform, _ = load_audio(path, sample_rate=sample_rate, mono=True, duration_s=duration_s)
+    try: waveform, _ = load_audio(path, sample_rate=sample_rate, mono=True, duration_s=duration_s, channel=channel)
     except OSError as e: raise ValueError(f"The clip {path} cannot be read: {e}") from e
     return pad(waveform[0], (0, n_samples - waveform.shape[-1]))  # a negative pad cuts
 
 # %% ../nbs/03_data.ipynb #02data023
-def _cache_key(paths, sample_rate, duration_s):
+def _cache_key(paths, sample_rate, duration_s, channel=None):
     "Name of the cache of these clips, 24 hexadecimal digits; `FileNotFoundError` says how many files are missing"
     paths = [Path(p).absolute() for p in paths]
     missing = [p for p in paths if not p.is_file()]
@@ -88,7 +89,7 @@ def _cache_key(paths, sample_rate, duration_s):
         raise FileNotFoundError(f"{len(missing)} of {len(paths)} clips are missing, for example {missing[0]}. "
                                 "Put the files back, or leave them out of the table.")
     stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
-    content = json.dumps(['lmac clips 1', int(sample_rate), float(duration_s), stats])
+    content = json.dumps(['lmac clips 1', int(sample_rate), float(duration_s), stats] + [channel]*(channel is not None))
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 # %% ../nbs/03_data.ipynb #02data026
@@ -100,7 +101,7 @@ def _one_thread():
     try: yield
     finally: torch.set_num_threads(n_threads)
 
-def _write_cache(paths, file, sample_rate, duration_s):
+def _write_cache(paths, file, sample_rate, duration_s, channel=None):
     "Decode `paths` into `file`, float32 `(clip, time)` in NumPy's format: all of it, or nothing"
     part = file.with_suffix('.part')
     shape = len(paths), _clip_length(sample_rate, duration_s)
@@ -108,7 +109,7 @@ def _write_cache(paths, file, sample_rate, duration_s):
         with _one_thread(), open(part, 'wb') as f:
             np.lib.format.write_array_header_1_0(f, dict(descr='<f4', fortran_order=False, shape=shape))
             for path in tqdm(paths, desc=f'Decoding to {sample_rate} Hz', unit='clip'):
-                f.write(decode_clip(path, sample_rate, duration_s).numpy().tobytes())
+                f.write(decode_clip(path, sample_rate, duration_s, channel).numpy().tobytes())
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, file)
@@ -134,16 +135,16 @@ def explain_write_errors(
         raise OSError(e.errno, f"{e.strerror} while writing to {folder}. {remedy}.") from e
 
 # %% ../nbs/03_data.ipynb #02data035
-def _cache_clips(paths, sample_rate, duration_s, cache_dir=None):
+def _cache_clips(paths, sample_rate, duration_s, cache_dir=None, channel=None):
     "The cache file of `paths`, decoded if need be: whole, current, and safe with several processes at once"
     cache_dir = Path(cache_dir or cache_root())
-    file = cache_dir/f'{_cache_key(paths, sample_rate, duration_s)}.npy'
+    file = cache_dir/f'{_cache_key(paths, sample_rate, duration_s, channel)}.npy'
     shape = len(paths), _clip_length(sample_rate, duration_s)
     if _open_cache(file, shape) is None:
         with explain_write_errors(cache_dir, "Make room there, or set LMAC_CACHE to a folder that can be written"):
             cache_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(file.with_suffix('.lock')):
-                if _open_cache(file, shape) is None: _write_cache(paths, file, sample_rate, duration_s)
+                if _open_cache(file, shape) is None: _write_cache(paths, file, sample_rate, duration_s, channel)
     return file
 
 # %% ../nbs/03_data.ipynb #02data038
@@ -166,11 +167,12 @@ class ClipDataset(Dataset):
         sample_rate:int=16000, # of the clips, in Hz
         duration_s:float=5., # of the clips, in seconds: longer files are cut, shorter ones padded with zeros
         cache_dir:str|Path=None, # folder of caches; `cache_root()` if None
+        channel:int=None, # take this channel of each file, counted from 0; None: the mean of all, with a warning where they cancel
     ):
         _check_table(table, labels)
         self.table, self.labels = table.reset_index(drop=True), list(labels)
         self.sample_rate, self.duration_s = check_sample_rate(sample_rate), float(duration_s)
-        self.cache_file = _cache_clips(list(table['path']), self.sample_rate, self.duration_s, cache_dir)
+        self.cache_file = _cache_clips(list(table['path']), self.sample_rate, self.duration_s, cache_dir, channel)
         self._shape = len(table), _clip_length(sample_rate, duration_s)
         self._rows = torch.arange(len(table))  # the rows of the cache that are ours
         self.targets = torch.tensor(table['class_index'].to_list())
@@ -260,9 +262,10 @@ def folder_dataset(
     n_folds:int=5, # how many folds to deal the clips into, by a hash of their stems
     sample_rate:int=16000, # of the clips, in Hz
     duration_s:float=5., # of the clips, in seconds
+    channel:int=None, # take this channel of each file, counted from 0; None: the mean of all
 ) -> ClipDataset:
     "A dataset from one folder per class; errors as in `folder_table`"
-    return ClipDataset(*folder_table(root, n_folds), sample_rate, duration_s)
+    return ClipDataset(*folder_table(root, n_folds), sample_rate, duration_s, channel=channel)
 
 # %% ../nbs/03_data.ipynb #02data058
 @dataclass(frozen=True)

@@ -566,6 +566,9 @@ def test_guide_of_models_without_frequencies(hf):
     assert made.decoder.guide and made.attribute(magnitude, phase=phase).shape == magnitude.shape
     classifier, _ = from_transformers(model, extractor, guide=False)
     assert not MaskDecoder.for_classifier(classifier, stft).guide
+    model.config.id2label = {k: "the same" for k in range(3)}
+    with pytest.raises(ValueError, match="the same"): from_transformers(model, extractor)
+    assert from_transformers(model, extractor, labels=["a", "b", "c"])[0].labels == ["a", "b", "c"]
     assert from_transformers(*tiny(hf, "whisper"))[0].guide and not from_transformers(*tiny(hf, "ast"))[0].guide
 
 

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from lmac.audio import PARTIAL, make_scene, save_audio
+from lmac.audio import PARTIAL, load_audio, make_scene, save_audio
 from lmac.classifier import Cnn14, TappedClassifier
 from lmac.cli import result_folders
-from lmac.data import exclusive
+from lmac.data import ClipDataset, esc50, exclusive, folder_dataset, urbansound8k
 from lmac.decoder import MaskDecoder
 from lmac.evidence.benchmark import benchmark, read_benchmark, scene_dataset
+from lmac.evidence.recipes import open_dataset
 from lmac.explain import LMAC
 from lmac.scale.long import LongExplanation, explain_stream
 from lmac.spectrogram import STFT, LogMel
@@ -216,3 +217,43 @@ def test_a_folder_explained_by_such_classes(tmp_path, shell, sound):
     shell('lmac-explain', 'sounds', '--explainer', 'odd', '--out', 'out', '--region_threshold', '0').ok()
     text = dict(dtype=str, keep_default_na=False)
     assert set(pd.read_csv(tmp_path/'out/regions.csv', **text).label) <= set(ODD) and sorted(pd.read_csv(tmp_path/'out/explanations.csv', **text).explanation) == ['007', 'null']
+
+@pytest.mark.parametrize('get, folder, head, row', [
+    (esc50, 'ESC-50', 'filename,fold,target,category,esc10,src_file,take', '{clip}.wav,1,{k},{name},True,{k},A'),
+    (urbansound8k, 'UrbanSound8K', 'slice_file_name,fsID,start,end,salience,fold,classID,class', '{clip}.wav,1,0,1,1,1,{k},{name}')])
+def test_official_metadata_with_such_classes(tmp_path, sound, monkeypatch, get, folder, head, row):
+    monkeypatch.setenv('LMAC_CACHE', str(tmp_path/'cache'))
+    table = tmp_path/folder/('meta/esc50.csv' if get is esc50 else 'metadata/UrbanSound8K.csv')
+    table.parent.mkdir(parents=True)
+    table.write_text('\n'.join([head, *(row.format(clip=f'00{k}', k=k, name=name) for k, name in enumerate(ODD))]) + '\n')
+    for k in range(3): sound(f"{folder}/audio/{'fold1/' if get is urbansound8k else ''}00{k}.wav", .5, k)
+    clips = get(root=tmp_path, download=False, duration_s=.5, require_all=False)
+    assert clips.labels == ODD and clips.table.label.tolist() == ODD and [Path(p).stem for p in clips.table.path] == ['000', '001', '002']
+
+def test_tables_are_read_in_one_place():
+    "pandas takes a class called None for nothing, unless it is told not to"
+    sources = {p: p.read_text() for p in (Path(__file__).resolve().parent.parent/'lmac').rglob('*.py')}
+    assert [p.name for p, text in sources.items() for _ in range(text.count('pd.read_csv('))] == ['data.py'] and sum(text.count('read_table(') for text in sources.values()) > 4
+
+
+# ---- channels, and rates that make much of little ----
+
+def test_channel_of_a_data_set(tmp_path, monkeypatch):
+    monkeypatch.setenv('LMAC_CACHE', str(tmp_path/'cache'))
+    left, right = make_scene({'dog': 0}, .5).waveform, make_scene({'rain': 0}, .5).waveform
+    (tmp_path/'sounds'/'dog').mkdir(parents=True)
+    save_audio(tmp_path/'sounds'/'dog'/'a.wav', torch.cat([left, right]), 16000)
+    found = {channel: folder_dataset(tmp_path/'sounds', duration_s=.5, channel=channel).waveforms for channel in (None, 0, 1)}
+    for channel, expected in {None: (left + right)/2, 0: left, 1: right}.items(): torch.testing.assert_close(found[channel], expected, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match='a.wav has 2. Found: 2'): folder_dataset(tmp_path/'sounds', duration_s=.5, channel=2)
+    assert open_dataset(dict(dataset=str(tmp_path/'sounds'), channel=1), 16000, .5).waveforms.equal(found[1])
+    table = folder_dataset(tmp_path/'sounds', duration_s=.5).table
+    assert ClipDataset(table, ['dog'], duration_s=.5, channel=1).waveforms.equal(found[1])
+
+def test_low_rates_do_not_fill_the_memory(tmp_path):
+    "A file that claims 100 Hz is 160 times as large at 16 kHz"
+    save_audio(tmp_path/'low.wav', torch.zeros(1, 1_000_000), 100)
+    for read in (lambda: load_audio(tmp_path/'low.wav', 16000), lambda: small_explainer(['a', 'b', 'c']).explain(tmp_path/'low.wav')):
+        with pytest.raises(ValueError, match='1000000 samples at 100 Hz would become 160000000 at 16000 Hz.*explain_stream'): read()
+    with pytest.raises(ValueError, match='would become'): small_explainer(['a', 'b', 'c']).prepare(torch.zeros(1_000_000), 100)
+    assert load_audio(tmp_path/'low.wav', 16000, duration_s=10.)[0].shape == (1, 160_000)

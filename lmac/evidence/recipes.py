@@ -90,14 +90,14 @@ def check_config(
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes010
 def open_dataset(
-    data:dict, # the `data` part of a configuration: `dataset`, and the folds `train`, `valid`, `test` if there are any
+    data:dict, # the `data` part of a configuration: `dataset`, and if there are any the folds `train`, `valid`, `test`, and of a folder the `channel`
     sample_rate:int, # Hz
     duration_s:float, # clips are cut or padded to this
 ): # a `ClipDataset`
     "The dataset that a configuration names: esc10, esc50, urbansound8k, or a folder with a folder for each class; raises `ValueError` for folds that it does not have"
     options, name = dict(sample_rate=sample_rate, duration_s=duration_s), data['dataset']
     if name in ('esc10', 'esc50'): dataset = esc50(subset='esc10' if name == 'esc10' else None, **options)
-    else: dataset = urbansound8k(**options) if name == 'urbansound8k' else folder_dataset(name, **options)
+    else: dataset = urbansound8k(**options) if name == 'urbansound8k' else folder_dataset(name, **options, channel=data.get('channel'))
     for part in ('train', 'valid', 'test'):
         if data.get(part): dataset.fold(*data[part])
     return dataset

@@ -728,6 +728,7 @@ def from_transformers(
     duration_s:float=1., # in seconds: shorter clips are padded with silence to this length, and training cuts recordings to it
     multi_label:bool=None, # each class has a probability of its own; None: as the configuration says, and so for AudioSet's 527 classes
     guide:bool=None, # the spectrogram is the first of the maps; None: for networks whose maps have no frequencies, all but AST
+    labels:list=None, # names of the classes, of which no two are the same; None: as the configuration says
 ) -> tuple: # `TappedClassifier`, `STFT`
     "AST, wav2vec 2.0 and its kin, or Whisper; raises `ImportError`, `FileNotFoundError`, or `ValueError` for what is none of them"
     model, extractor = (source, None) if isinstance(source, nn.Module) else _load_transformers(source)
@@ -740,7 +741,7 @@ def from_transformers(
     if taps is None:
         layers = encoder_layers(model)
         taps = [layers[k] for k in sorted({round(len(layers) * (k + 1) / n_taps - 1) for k in range(n_taps)} - {-1})]
-    labels = [config.id2label[k] for k in range(config.num_labels)]
+    labels = labels or [config.id2label[k] for k in range(config.num_labels)]
     if multi_label is None:  # AST's configuration for AudioSet says nothing
         multi_label = config.problem_type == 'multi_label_classification' or (len(labels), labels[0]) == (527, 'Speech')
     layout = _token_layout(model, extractor, stft)
