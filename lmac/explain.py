@@ -37,7 +37,7 @@ class LMAC:
         provenance:dict=None, # how it was made: data, settings, metrics; kept and saved as it is
     ):
         self.classifier, self.decoder, self.stft = classifier, decoder.eval().requires_grad_(False), stft
-        self.domain, self.provenance = domain, provenance or {}
+        self.domain, self.provenance, self.other_domains = domain, provenance or {}, []  # of the last, those that `fit` may try
         self.fast_decoder = self.decoder.folded()  # what draws; `decoder` is what is saved
         self.check_parts()
 
@@ -423,7 +423,7 @@ def for_classifier(cls:LMAC,
     map_layout=None, # see `LAYOUTS`; None: found out with the taps
     duration_s:float=None, # length of the clips that the model was trained on; None: 5 s, or what it takes
     multi_label:bool=None, # each class has a probability of its own; None: found out, where the model gives probabilities
-    domain:str=None, # domain of the mask, see `apply_mask`; None: 'decibel' for networks that don't care how loud a clip is, otherwise 'log1p'
+    domain:str=None, # domain of the mask, see `apply_mask`; None: 'decibel', and `fit` tries 'log1p' if that does not explain
     output=None, outputs:str=None, output_layout:str=None, pool:str='max', # as for `TappedClassifier`; None: found out
     **decoder, # settings of the `MaskDecoder`
 ) -> LMAC: # whose decoder is not trained yet: see `fit`
@@ -435,8 +435,9 @@ def for_classifier(cls:LMAC,
         model, stft = as_tapped(model, front_end, taps, labels, sample_rate, stft, map_layout, duration_s, pool, found)
     stft = stft or default_stft(model.sample_rate)
     model = examined(model, stft)
-    domain = domain or ('decibel' if is_gain_invariant(model, stft) else 'log1p')
-    return cls(model, MaskDecoder.for_classifier(model, stft, **decoder), stft, domain, dict(untrained=True))
+    found = cls(model, MaskDecoder.for_classifier(model, stft, **decoder), stft, domain or 'decibel', dict(untrained=True))
+    found.other_domains = [] if domain else ['log1p']
+    return found
 
 # %% ../nbs/11_explain.ipynb #11explainx040
 RECIPE = dict(weight_in=6., weight_out=.4, weight_sparsity=3., weight_complement=4.) # of the masking loss, as for the bundled explainer
@@ -543,6 +544,31 @@ def plan_epochs(self:LMAC, task, clips, batch_size, epochs=None, minutes=None, f
     if fitting < epochs: print(f"A step takes {seconds:.2g} s: {fitting} epochs of {steps} steps in {minutes:g} minutes, instead of {epochs}.")
     return min(epochs, fitting)
 
+# %% ../nbs/11_explain.ipynb #2761c9f0
+def _explained(verdict): # a number, the higher the better
+    "How well a verdict says that clips are explained"
+    e = verdict['explanation']
+    return (verdict['verdict'] == 'explains') + verdict['explains'] + .1 * (e['p_in'] - e['p_out'])
+
+def _best(tried):
+    "What `restart` takes to go on with the best of several rounds"
+    return {k: max(tried, key=_explained)[k] for k in ('domain', 'weights')}
+
+@patch
+def restart(self:LMAC, domain, weights):
+    "Go on with these weights of the decoder, and masks of this domain"
+    self.domain = domain
+    self.decoder.load_state_dict(weights)
+    self.set_decoder(self.decoder)
+
+@patch
+def one_round(self:LMAC, task, callbacks, clips, valid, folder, n_before, **training): # rows of the history
+    "Train the decoder once, as the task says"
+    self.decoder.requires_grad_(True)
+    try: fitted = fit_task(task, clips, valid, folder=folder, callbacks=callbacks, **training)
+    finally: self.set_decoder(self.decoder)
+    return [row | dict(epoch=n_before + k + 1) for k, row in enumerate(fitted.history)]
+
 # %% ../nbs/11_explain.ipynb #11explainx042
 @patch
 def fit(self:LMAC,
@@ -564,19 +590,22 @@ def fit(self:LMAC,
     import pandas as pd  # slow to import, and needed here only
     clips, valid = self.split_clips(sounds, valid)
     settings = AUGMENTATION | ({} if self.is_class_conditional else CLASS_AGNOSTIC) | augmentation
-    callbacks, loss, size, start, history = [] if loss else [Constraints(patience_steps=None if epochs else 100)], loss or ExtendedMaskingLoss(**RECIPE), min(batch_size, len(clips)), time.monotonic(), []
-    learning = task(self.classifier, self.decoder.requires_grad_(True), self.stft, loss, self.domain, **settings)
-    minutes, rounds = minutes or (None if epochs else 20.), rounds or (1 if epochs else 3)
-    training = dict(epochs=self.plan_epochs(learning, clips, size, epochs, minutes, folder), lr=lr, seed=seed)
-    made = dict(task=task.__name__, n_clips=len(clips), batch_size=batch_size, loss=loss, **training, **settings)
+    size, start, history, learning, tried = min(batch_size, len(clips)), time.monotonic(), [], {}, []
+    minutes, rounds, untrained = minutes or (None if epochs else 20.), rounds or (1 if epochs else 3), copy.deepcopy(self.decoder.state_dict())
     for i in range(rounds):
+        if self.domain not in learning:
+            learning[self.domain] = (task(self.classifier, self.decoder.requires_grad_(True), self.stft, loss or ExtendedMaskingLoss(**RECIPE), self.domain, **settings),
+                                     [] if loss else [Constraints(patience_steps=None if epochs else 100)])
+        if i == 0: training = dict(epochs=self.plan_epochs(learning[self.domain][0], clips, size, epochs, minutes, folder), lr=lr, seed=seed)
         here = None if folder is None else Path(folder) if i == 0 else Path(folder) / f'round-{i + 1}'
-        self.decoder.requires_grad_(True)
-        try: fitted = fit_task(learning, clips, valid, batch_size=size, folder=here, mixed_precision=mixed_precision, callbacks=callbacks, **training)
-        finally: self.set_decoder(self.decoder)
-        history += [row | dict(epoch=len(history) + k + 1) for k, row in enumerate(fitted.history)]
-        verdict, spent = self.verdict_on(valid, batch_size), time.monotonic() - start
-        if verdict['verdict'] == 'explains' or (minutes and spent + spent / (i + 1) > 60 * minutes): break
+        history += self.one_round(*learning[self.domain], clips, valid, here, len(history), batch_size=size, mixed_precision=mixed_precision, **training)
+        tried.append(self.verdict_on(valid, batch_size) | dict(domain=self.domain, weights=copy.deepcopy(self.decoder.state_dict())))
+        spent = time.monotonic() - start
+        if tried[-1]['verdict'] == 'explains' or (minutes and spent + spent / (i + 1) > 60 * minutes): break
+        if i + 1 < rounds: self.restart(**next((dict(domain=d, weights=untrained) for d in self.other_domains if d not in learning), _best(tried)))
+    self.restart(**_best(tried))
+    verdict = {k: v for k, v in max(tried, key=_explained).items() if k not in ('domain', 'weights')}
+    made = dict(task=task.__name__, n_clips=len(clips), batch_size=batch_size, loss=loss or ExtendedMaskingLoss(**RECIPE), domains=[t['domain'] for t in tried], **training, **settings)
     self.provenance = dict(trained_with=json.loads(json.dumps(made | dict(rounds=i + 1), default=lambda x: x.__stored_args__)), verdict=verdict)  # of a loss, its weights
     if verdict['verdict'] == 'explains': print(verdict['sentence'])
     else: warnings.warn(verdict['sentence'], stacklevel=2)
