@@ -182,3 +182,22 @@ def test_what_is_constrained(make, tones):
     assert 0 < alone['kept'] <= 1 and alone['part'] > 0  # nothing is mixed, so all clips count
     absent = make(loss=mixtures, single=single, p_single=1., p_absent=1.).train()(tones[:4])
     assert absent['part'] == absent['kept'] == 0  # and of classes that are not there none does
+
+
+class Low(Bands):
+    "A detector of the lowest band"
+    def forward(self, x): return super().forward(x)[:, :1] - 6
+
+def test_a_detector_of_one_class(tones, stft):
+    "Noise is mixed into what it detects, is never a source, and what is asked of noise alone is absent"
+    classifier = TappedClassifier(Low(), nn.Identity(), ['first', 'second'], ['low'], RATE, duration_s=N/RATE)
+    task = SourcesTask(classifier, MaskDecoder.for_classifier(classifier, stft, channels=8), stft, p_absent=.5, p_noise=0.)
+    *_, apart, target, absent = task.sample_mixtures(tones[[0, 0, 1, 1]], tones[[1, 0, 0, 2]], torch.zeros(4), torch.ones(4, dtype=torch.bool), torch.ones(4))
+    assert apart.tolist() == [True, False, False, False] and target.tolist() == [0] * 4 and absent.tolist() == [False, False, True, True]
+    assert task(tones)['loss'].isfinite() and task.validate(tones)['source'].isfinite().all()
+
+def test_classes_with_probabilities_of_their_own(stft):
+    classifier = TappedClassifier(Bands(), nn.Identity(), ['first', 'second'], list('abcd'), RATE, duration_s=N/RATE, multi_label=True)
+    task = SourcesTask(classifier, MaskDecoder.for_classifier(classifier, stft, channels=8), stft, p_absent=.5)
+    differ, nothing = task.clips_differ(torch.tensor([[.9, .8, 0, 0]] * 3 + [[.3, .4, 0, 0]]), torch.tensor([[.7, 0, 0, 0], [.1, .9, 0, 0], [.9, 0, 0, 0], [0, 0, 0, 0]]))
+    assert differ.tolist() == [False, True, False, False] and nothing.tolist() == [False, False, False, True]

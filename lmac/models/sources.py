@@ -73,6 +73,16 @@ def classify_clips(self:SourcesTask,
 
 # %% ../../nbs/models/sources.ipynb #07sources012
 @patch
+def clips_differ(self:SourcesTask,
+    p_clean:Tensor, # probabilities of the clip alone `(batch, class)`
+    p_other:Tensor, # of the other, same shape
+) -> tuple: # bool, each `(batch,)`
+    "Where the clip has a class that the other has not, and where it has none at all"
+    p, target = p_clean.max(1)
+    if not self.classifier.multi_label: return p_other.argmax(1) != target, torch.zeros_like(p, dtype=torch.bool)
+    return (p >= .5) & (p_other.gather(1, target[:, None])[:, 0] < .5), p < .5
+
+@patch
 def sample_mixtures(self:SourcesTask,
     clean:Tensor, # `(batch, time)`
     other:Tensor, # what may be mixed in, same shape
@@ -82,11 +92,12 @@ def sample_mixtures(self:SourcesTask,
 ) -> tuple: # magnitude, phase, logits and maps of the mixtures; bool where there is one; targets, and where they are absent
     "Mixtures, and the classes to draw for"
     p_clean, p_other = self.classify_clips(clean, other)
-    mixed, apart = mix_pairs(clean, other, ratio_db, apart & (p_clean.argmax(1) != p_other.argmax(1)))
+    differ, nothing = self.clips_differ(p_clean, p_other)
+    mixed, apart = mix_pairs(clean, other, ratio_db, apart & differ)
     magnitude, phase = self.stft(mixed)
     logits, maps = self.read_taps(magnitude, phase)
     low = low_probability_classes(p_clean) & (low_probability_classes(p_other) | ~apart[:, None])
-    absent = (draw < self.p_absent) & low.any(1)
+    absent = (draw < self.p_absent) & low.any(1) | nothing & (self.p_absent > 0)
     wrong = (low * (self.classifier.probabilities(logits) + .02) + 1e-9).multinomial(1)[:, 0]   # mostly one that the mixture is mistaken for
     return magnitude, phase, logits, maps, apart, torch.where(absent, wrong, p_clean.argmax(1)), absent
 
@@ -134,8 +145,9 @@ def validate(self:SourcesTask,
     target:Tensor=None, # not used
 ) -> dict: # per-clip numbers `(batch,)`, as of `ExplainerTask`, and `source` in dB
     "The metrics on single clips, and the distance from the source in mixtures"
-    first, second = (p.argmax(1) for p in self.classify_clips(waveform, waveform.roll(1, 0)))
-    mixed, _ = mix_pairs(waveform, waveform.roll(1, 0), torch.zeros(len(waveform), device=waveform.device), first != second)
+    alone = self.classify_clips(waveform, waveform.roll(1, 0))
+    first, (differ, _) = alone[0].argmax(1), self.clips_differ(*alone)
+    mixed, _ = mix_pairs(waveform, waveform.roll(1, 0), torch.zeros(len(waveform), device=waveform.device), differ)
     magnitude, phase = self.stft(mixed)
     mask = self.trained(self.read_taps(magnitude, phase)[1], magnitude.shape[-1], first).float()
     return ExplainerTask.validate(self, waveform) | dict(source=self.source_db(magnitude, phase, mask, waveform, torch.zeros_like(first, dtype=torch.bool)))
