@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'Task', 'rank_and_world_size', 'SyncBatchNormCPU', 'synchronize_batch_norm', 'Learner', 'check_compiler',
            'Progress', 'Log', 'plot_history', 'Checkpoint', 'random_roll', 'random_noise', 'random_mix',
-           'ExplainerTask', 'low_probability_classes', 'Constraints', 'fit_task']
+           'ExplainerTask', 'low_probability_classes', 'LoudestTask', 'Constraints', 'fit_task']
 
 # %% ../nbs/08_training.ipynb #06training002
 import atexit, io, math, os, shutil, time
@@ -25,7 +25,7 @@ from .audio import write_atomically
 from .classifier import TappedClassifier
 from .data import exclusive, loader, mix_at_snr
 from .decoder import MaskDecoder
-from .masking import ExtendedMaskingLoss, MaskingLoss, apply_mask, binarize, random_binarize
+from .masking import ExtendedMaskingLoss, MaskingLoss, apply_mask, binarize, loudest_bins, random_binarize
 from .spectrogram import STFT
 
 # %% ../nbs/08_training.ipynb #06training007
@@ -392,6 +392,7 @@ def random_mix(
 # %% ../nbs/08_training.ipynb #06training060
 class ExplainerTask(Task):
     "Train a mask decoder for a frozen classifier (L-MAC, section 3); raises `ValueError` for targets that a class-agnostic decoder can't draw for"
+    loss_settings = {} # of the masking loss, that must differ from a recipe for single sounds
     def __init__(self,
         classifier:TappedClassifier, # the classifier to explain
         decoder:MaskDecoder, # what is trained
@@ -531,6 +532,18 @@ def validate(self:ExplainerTask,
         numbers |= {prefix + k: v for k, v in found.items()}
     return dict(numbers, loss=(numbers['loss'] + numbers['binary_loss']) / 2)
 
+# %% ../nbs/08_training.ipynb #e58f74a4
+class LoudestTask(ExplainerTask):
+    "Teach a decoder to draw the loudest bins of each clip for its predicted class, from which the masking loss then goes on"
+    share = .3 # of the bins
+
+    def forward(self, waveform, target=None):
+        "Waveforms `(batch, time)` to the loss, the mean squared error of the mask"
+        magnitude, phase = self.stft(random_roll(waveform))
+        logits, maps = self.read_taps(magnitude, phase)
+        mask = self.trained(maps, magnitude.shape[-1], logits.argmax(1)).float()
+        return dict(loss=F.mse_loss(mask, loudest_bins(magnitude, self.share)), kept=mask.detach().mean())
+
 # %% ../nbs/08_training.ipynb #20b55aa1
 class Constraints(Callback):
     "Adjust the weights of the masking loss until the part keeps the class, the rest loses it, and the mask is small"
@@ -540,7 +553,7 @@ class Constraints(Callback):
         rest:float=.25, # most `p_out / p`
         kept:float=.3, # most of the bins
         rate:float=.04, # by which the logarithm of a factor changes in a step, at most
-        limit:float=32., # largest factor; the smallest is 1
+        limit:float=4., # largest factor; the smallest is 1
         patience_steps:int=None, # in which everything is met and the mask becomes no smaller, after which only the end of the schedule follows; None: all of it
     ):
         store_attr()
@@ -562,7 +575,7 @@ class Constraints(Callback):
 
     def before_epoch(self, learner): # also of a run that is resumed
         factors = {k: math.exp(x) for k, x in self.log_factor.items()}
-        learner.task.constrained_loss.multipliers = factors | dict(complement_ratio=factors['masked_in'])
+        learner.task.constrained_loss.multipliers = factors | dict(complement_ratio=factors['masked_in'], out_complement=factors['masked_out'])
 
 # %% ../nbs/08_training.ipynb #618c372f
 @patch

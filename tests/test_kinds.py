@@ -386,7 +386,7 @@ def test_time_for_fit(capsys):
     "Epochs and rounds fit into the minutes that there are"
     made = explainer(Base(), duration_s=1.)
     with pytest.warns(UserWarning): history = made.fit(.1 * torch.randn(12, RATE), minutes=.02, batch_size=4)
-    assert 'in 0.02 minutes, instead of' in capsys.readouterr().out and 1 <= len(history) < 150
+    assert 'in a round, for 0.02 minutes in all, instead of' in capsys.readouterr().out and 1 <= len(history) < 150
 
 
 def test_a_fit_that_was_interrupted_keeps_its_plan(tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ def mix_pairs(
 # %% ../../nbs/models/sources.ipynb #07sources011
 class SourcesTask(ExplainerTask):
     "Train a class-conditional decoder on mixtures of two clips: the target's part is the target's clip; raises `ValueError`"
+    loss_settings = dict(weight_excess=0.) # a source may fill a mixture
     def __init__(self,
         *args, # classifier, decoder, STFT, loss and domain, as for `ExplainerTask`
         weight_source:float=0.6, # on `residual_db`, per dB
