@@ -623,7 +623,7 @@ def fit(self:LMAC,
     lr:float=1e-3, # highest learning rate
     seed:int=0, # of everything random
     folder=None, # for learning curves and checkpoints, from which an interrupted run resumes; None keeps none
-    loss:MaskingLoss=None, # the objective; None: with the weights of `RECIPE`, which adjust themselves, see `Constraints`
+    loss:MaskingLoss=None, # the objective; None: with the weights of `RECIPE`, which adjust themselves (see `Constraints`), after a start with the loudest bins
     mixed_precision:str='no', # 'no', 'bf16' or 'fp16'
     task=ExplainerTask, # class of the task; `lmac.models.sources.SourcesTask` gives each class a part of its own
     **augmentation, # arguments of the task that differ from `AUGMENTATION`
@@ -639,7 +639,7 @@ def fit(self:LMAC,
         if fresh: learning[self.domain] = self.objective(task, loss, patience, settings)
         if i == 0: training = dict(epochs=self.plan_epochs(learning[self.domain][0], clips, size, epochs, minutes, rounds, folder), lr=lr, seed=seed)
         how = training | dict(batch_size=size, mixed_precision=mixed_precision)
-        if fresh and not (here and (here / 'checkpoint.pt').exists()) and self.teach_loudest(clips, valid, **how): tried.append(self.try_on(valid, batch_size, True))
+        if fresh and loss is None and not (here and (here / 'checkpoint.pt').exists()) and self.teach_loudest(clips, valid, **how): tried.append(self.try_on(valid, batch_size, True))
         history += [row | dict(epoch=len(history) + k + 1) for k, row in enumerate(self.train_round(learning[self.domain][0], clips, valid, learning[self.domain][1], folder=here, **how))]
         tried.append(self.try_on(valid, batch_size))
         spent = time.monotonic() - start
