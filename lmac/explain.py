@@ -620,7 +620,7 @@ def fit(self:LMAC,
     minutes:float=None, # for all of it, to which epochs and rounds are fitted; None: 20, or where `epochs` is given as long as it takes
     rounds:int=None, # of training, after the first only if the clips kept back are not explained yet; None: 3, or where `epochs` is given one
     batch_size:int=16, # clips at a time
-    lr:float=1e-3, # highest learning rate
+    lr:float=2e-3, # highest learning rate
     seed:int=0, # of everything random
     folder=None, # for learning curves and checkpoints, from which an interrupted run resumes; None keeps none
     loss:MaskingLoss=None, # the objective; None: with the weights of `RECIPE`, which adjust themselves (see `Constraints`), after a start with the loudest bins
@@ -639,7 +639,7 @@ def fit(self:LMAC,
         if fresh: learning[self.domain] = self.objective(task, loss, patience, settings)
         if i == 0: training = dict(epochs=self.plan_epochs(learning[self.domain][0], clips, size, epochs, minutes, rounds, folder), lr=lr, seed=seed)
         how = training | dict(batch_size=size, mixed_precision=mixed_precision)
-        if fresh and loss is None and not (here and (here / 'checkpoint.pt').exists()) and self.teach_loudest(clips, valid, **how): tried.append(self.try_on(valid, batch_size, True))
+        if i and fresh and loss is None and not (here and (here / 'checkpoint.pt').exists()) and self.teach_loudest(clips, valid, **how): tried.append(self.try_on(valid, batch_size, True))
         history += [row | dict(epoch=len(history) + k + 1) for k, row in enumerate(self.train_round(learning[self.domain][0], clips, valid, learning[self.domain][1], folder=here, **how))]
         tried.append(self.try_on(valid, batch_size))
         spent = time.monotonic() - start
