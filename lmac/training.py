@@ -151,7 +151,9 @@ def prepare(self:Learner):
     self.task_, self.optimizer = self.accelerator.prepare(self.task, self.optimizer)
     self.train_, self.valid_ = self.shard(self.train_loader, self.count), self.shard(self.valid_loader, 1)
     self.steps_per_epoch = math.ceil(len(self.train_) / self.accumulate)
-    self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, self.lr, total_steps=max(self.epochs * self.steps_per_epoch, 2), pct_start=self.warmup)
+    n_steps = max(self.epochs * self.steps_per_epoch, 2)
+    warmup = self.warmup if self.warmup * n_steps != 1 else 0.  # a warmup of one step is one of length zero to PyTorch, which divides by it
+    self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, self.lr, total_steps=n_steps, pct_start=warmup)
 
 @patch
 def shard(self:Learner, batches, count):

@@ -82,6 +82,15 @@ def same_weights(a, b):
     return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.parametrize('epochs, warmup', [(10, .1), (4, .25), (2, .5), (3, .1)])
+def test_a_warmup_of_one_step(epochs, warmup):
+    "PyTorch's schedule divides by the length of the warmup less one step"
+    train = TensorDataset(torch.randn(2, 8), torch.zeros(2, dtype=torch.long))
+    learner = Learner(Tiny(), loader(train, 2), loader(train, 2), epochs=epochs, lr=.1, warmup=warmup)
+    learner.fit()
+    assert len(learner.history) == epochs and learner.schedule.get_last_lr()[0] < .1
+
+
 # ---- kill -9 ----
 
 EPOCHS = 10
