@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Resynthesis', 'SpectrogramImage', 'flip_frequency', 'ChannelAxis', 'LinearSpectrogram', 'Dependencies',
            'probe_features', 'TapProposal', 'propose_taps', 'unwrap', 'probe_clips', 'fit_input', 'probe_output',
-           'check_gradient', 'measure_frequencies', 'own_copy', 'settle', 'is_gain_invariant', 'first_input',
-           'heard_seconds', 'heard_padding', 'examine', 'default_labels']
+           'check_gradient', 'measure_frequencies', 'own_copy', 'settle', 'first_input', 'heard_seconds',
+           'heard_padding', 'examine', 'default_labels']
 
 # %% ../nbs/05_adapters.ipynb #04adapters002
 import contextlib
@@ -606,18 +606,6 @@ def settle(
         classifier.one_by_one = True
         notes.append("The network's answer to a clip depends on those beside it in a batch: each clip goes through by itself, which is slower.")
     return notes
-
-# %% ../nbs/05_adapters.ipynb #82265add
-@torch.no_grad()
-def is_gain_invariant(
-    classifier:nn.Module, # a `TappedClassifier`
-    stft:STFT, # its STFT
-    gain_db:float=-20., # of the softer copy
-) -> bool: # whether the level changes the answer by less than a tenth of what another clip does
-    "Whether a network answers the same to a softer clip"
-    clips = probe_clips(int(classifier.duration_s * classifier.sample_rate))[[0, 3, 4]].to(stft.window.device)
-    loud, soft = (classifier(*stft(gain * clips)) for gain in (1., 10**(gain_db / 20)))
-    return bool((loud - soft).abs().mean() < .1 * (loud - loud.roll(1, 0)).abs().mean())
 
 # %% ../nbs/05_adapters.ipynb #8e282720
 class _Reached(Exception): "The first layer with weights was reached, and the rest of the network need not run"

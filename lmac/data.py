@@ -89,7 +89,7 @@ def _cache_key(paths, sample_rate, duration_s, channel=None):
         raise FileNotFoundError(f"{len(missing)} of {len(paths)} clips are missing, for example {missing[0]}. "
                                 "Put the files back, or leave them out of the table.")
     stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
-    content = json.dumps(['lmac clips 1', int(sample_rate), float(duration_s), stats] + [channel]*(channel is not None))
+    content = json.dumps(['lmac clips 1', int(sample_rate), float(duration_s), stats] + ([] if channel is None else [channel]))
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 # %% ../nbs/03_data.ipynb #02data026

@@ -537,7 +537,13 @@ def validate(self:ExplainerTask,
 # %% ../nbs/08_training.ipynb #e58f74a4
 class LoudestTask(ExplainerTask):
     "Teach a decoder to draw the loudest bins of each clip for its predicted class, from which the masking loss then goes on"
-    share = .3 # of the bins
+    def __init__(self,
+        *args, # classifier, decoder and STFT, as for `ExplainerTask`
+        share:float=.3, # of the bins
+        **kwargs, # as for `ExplainerTask`; of augmentation only the shift in time is used
+    ):
+        super().__init__(*args, **kwargs)
+        self.share = share
 
     def forward(self, waveform, target=None):
         "Waveforms `(batch, time)` to the loss, the mean squared error of the mask"

