@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['CONFIGS', 'STAGES', 'LEARNER', 'EXPLAINER', 'NEEDED', 'ALWAYS_NEEDED', 'read_config', 'check_config', 'open_dataset',
-           'probabilities_metrics', 'train_classifier', 'explainer_task', 'train_explainer']
+           'probabilities_metrics', 'train_classifier', 'explainer_task', 'average_weights', 'train_explainer']
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes002
-import json, os, sys
+import copy, json, os, sys
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate.utils import set_seed
+from torch import nn
 
 from .. import __version__
 from ..audio import write_atomically
@@ -199,6 +200,16 @@ def explainer_task(
     return (kind or ExplainerTask)(classifier, decoder.requires_grad_(True), stft, loss, config['domain'], **config['augmentation'], **options)
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes019
+@torch.no_grad()
+def average_weights(
+    module:nn.Module, # changed in place
+    other:dict, # a state of the same module
+    share:float, # of the other, from 0, which changes nothing, to 1
+):
+    "Move a module's weights and buffers towards others; whole numbers, such as counts of batches, stay"
+    for name, x in module.state_dict().items():
+        if x.is_floating_point(): x.lerp_(other[name].to(x), share)
+
 def train_explainer(
     config:dict, # the configuration
     parent:Path, # folder of the classifier, or of the explainer to fine-tune
@@ -217,11 +228,15 @@ def train_explainer(
     set_seed(config['training']['seed'])
     if 'decoder' in config: decoder = MaskDecoder.for_classifier(classifier, stft, **config['decoder'])
     else: decoder = LMAC.from_pretrained(parent).decoder
+    before = copy.deepcopy(decoder.state_dict())
     task = explainer_task(classifier, decoder, stft, config, metrics=probabilities_metrics)
     callbacks = [Constraints(**config['constraints'])] if 'constraints' in config else []
     made = _train(task, dataset, config, out, mixed_precision, compile, callbacks)
     if made is None: return {}
     if 'decoder' not in config: made |= dict(parent=parts.get('provenance'))
+    if share := config.get('parent_share'):
+        average_weights(decoder, before, share)
+        made |= dict(validation={k: round(v, 4) for k, v in _test(task, dataset, config['data']['valid']).items()})
     test = _test(task, dataset, config['data'].get('test'))
     LMAC(classifier, decoder, stft, config['domain'], made | dict(test=test)).save_pretrained(out, shared)
     home = (parent / parts['classifier']['file']).resolve().parent.name
