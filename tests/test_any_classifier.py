@@ -9,6 +9,7 @@ from torch import nn
 from lmac.adapters import Dependencies, LinearSpectrogram, Resynthesis, SpectrogramImage, flip_frequency, propose_taps
 from lmac.audio import make_scene, save_audio
 from lmac.classifier import Cnn14, TappedClassifier
+from lmac.decoder import MaskDecoder
 from lmac.evidence.evaluation import score_mask, score_full_input
 from lmac.explain import LMAC, training_clips
 from lmac.spectrogram import STFT, LogMel
@@ -366,7 +367,7 @@ def test_channels_last():
     explainer = LMAC.for_classifier(image_network('swin_t').eval(), SpectrogramImage(log_mel(), (96, 96)), labels=list('abc'), sample_rate=RATE, duration_s=SECONDS, stft=STFT(512, 128))
     assert set(explainer.classifier.map_layout.values()) == {'freq_time_channel'}
     with torch.no_grad(): _, maps = explainer.classifier.with_taps(*explainer.magnitude_phase(.1 * torch.randn(1, RATE)))
-    assert [tuple(m.shape[1:]) for m in maps][::5] == [(96, 24, 24), (768, 3, 3)] and len(maps) == 6
+    assert [tuple(m.shape[1:]) for m in maps[1:]][::5] == [(96, 24, 24), (768, 3, 3)] and len(maps) == 7  # the first is the spectrogram
 
 @pytest.mark.parametrize('turned', [False, True])
 def test_channels_last_with_time_that_grows(turned):
@@ -382,7 +383,7 @@ def test_channels_last_with_time_that_grows(turned):
     sound[:, :RATE // 2] = 0
     explainer = LMAC.for_classifier(Last(), log_mel(), labels=list('abcdef'), sample_rate=RATE, duration_s=SECONDS, stft=STFT(512, 128))
     with torch.no_grad(): _, maps = explainer.classifier.with_taps(*explainer.magnitude_phase(sound))
-    for m in maps:
+    for m in maps[1:]:
         assert m.shape[1] == 6 and m.shape[2] == 40
         change = (m - m[:, :, :, :1]).abs().mean((0, 1, 2))
         assert change[m.shape[3] * 3 // 4] > 10 * change[m.shape[3] // 4]
@@ -440,3 +441,23 @@ def test_waveform_classifier_goes_through_the_benchmark(tmp_path):
     table = read_benchmark(tmp_path / 'b.json')[2]
     assert set(table.method) == {'lmac', 'saliency', 'random'}
     assert table[table['mask'] == 'soft'].p_in.notna().all() and set(table.scored_on) == {'spectrogram', 'audio'}
+
+def test_the_spectrogram_guides_where_maps_are_coarse(tmp_path):
+    "Few rows of frequency: the decoder draws on the spectrogram as well; explainers from before say nothing of it, and load as they were"
+    net, front = Plain().eval(), LinearSpectrogram(STFT(256, 128), RATE)
+    made = LMAC.for_classifier(net, front, sample_rate=RATE, stft=STFT(256, 128), duration_s=SECONDS)
+    assert made.classifier.guide and made.decoder.guide
+    magnitude = made.stft(torch.randn(2, RATE))[0]
+    mask = made.attribute(magnitude)
+    made.save_pretrained(tmp_path / "new")
+    again = LMAC.for_classifier(net, front, sample_rate=RATE, stft=STFT(256, 128), duration_s=SECONDS)
+    again.classifier.guide = False    # made by hand
+    loaded = LMAC.from_pretrained(tmp_path / "new", classifier=again.classifier)
+    assert torch.equal(loaded.attribute(magnitude), mask) and not again.classifier.guide
+    before = LMAC(again.classifier, MaskDecoder.for_classifier(again.classifier, made.stft), made.stft)
+    before.save_pretrained(tmp_path / "old")
+    config = json.loads((tmp_path / "old/config.json").read_text())
+    assert config["decoder"].pop("guide") is False
+    (tmp_path / "old/config.json").write_text(json.dumps(config))
+    loaded = LMAC.from_pretrained(tmp_path / "old", classifier=made.classifier)
+    assert not loaded.classifier.guide and torch.equal(loaded.attribute(magnitude), before.attribute(magnitude)) and made.classifier.guide

@@ -210,6 +210,7 @@ def average_weights(
     for name, x in module.state_dict().items():
         if x.is_floating_point(): x.lerp_(other[name].to(x), share)
 
+# %% ../../nbs/evidence/recipes.ipynb #0754d786
 def train_explainer(
     config:dict, # the configuration
     parent:Path, # folder of the classifier, or of the explainer to fine-tune
