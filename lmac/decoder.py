@@ -102,7 +102,7 @@ class MaskDecoder(nn.Module):
         n_classes:int=None, # classes to draw for; None or 0 makes a class-agnostic decoder, as the paper's
         spread:int=1, # rows of frequency to make of each row of the maps, for maps that have few
         rank:int=None, # for many classes: patterns that their weights are mixtures of
-        guide:bool=False, # the first map is the spectrogram: candidates are drawn from it, and not from the finest map
+        guide:bool=False, # the first map is the spectrogram: half as many candidates are drawn from it, and none straight from the finest map
     ):
         super().__init__()
         tap_channels, band_hz, bin_hz = list(tap_channels), *(torch.as_tensor(hz, device='cpu').tolist() for hz in (band_hz, bin_hz))
@@ -113,9 +113,10 @@ class MaskDecoder(nn.Module):
         self.standardize = nn.ModuleList(nn.BatchNorm2d(n, affine=False) for n in pyramid)
         self.merges = nn.ModuleList(TopDownBlock(n, channels, spread) for n in pyramid)
         self.head = nn.Conv2d(channels, head_channels, 3, padding=1)
-        self.skip = nn.Conv2d(tap_channels[0], head_channels, 5, padding=2) if guide else nn.Conv2d(tap_channels[0], head_channels * spread, 1)
-        self.weigh = CandidateGate(tap_channels[-1], 2 * head_channels, n_classes, dropout, rank)
-        self.sum = nn.Conv2d(2 * head_channels, 1, 3, padding=1)
+        n_fine = -(-head_channels // 2) if guide else head_channels  # few, since they are drawn at full resolution
+        self.skip = nn.Conv2d(tap_channels[0], n_fine, 5, padding=2) if guide else nn.Conv2d(tap_channels[0], head_channels * spread, 1)
+        self.weigh = CandidateGate(tap_channels[-1], head_channels + n_fine, n_classes, dropout, rank)
+        self.sum = nn.Conv2d(head_channels if guide else 2 * head_channels, 1, 3, padding=1)
         nn.init.ones_(self.sum.bias)
         self.register_buffer('to_bins', band_to_bin(band_hz, bin_hz), persistent=False)
         self.to(memory_format=torch.channels_last)
@@ -149,9 +150,9 @@ def logits(self:MaskDecoder,
     for merge, hidden in zip(reversed(self.merges), reversed(standard)): x = merge(hidden, x)
     drawn, worth = F.relu_(self.head(x)), self.weigh(maps[-1], target)
     def at_bins(x): return (_upsample(x, (len(self.band_hz), n_frames)).mT @ self.to_bins).mT
-    if guide is not None: return self.sum(at_bins(worth) * torch.cat([at_bins(drawn), F.relu_(self.skip(guide))], 1))[:, 0]
-    candidates = torch.cat([drawn, channels_to_freq(self.skip(standard[0]), self.spread)], 1)
-    return at_bins(self.sum(_upsample(worth, candidates.shape[-2:]) * candidates))[:, 0]
+    candidates = drawn if guide is not None else torch.cat([drawn, channels_to_freq(self.skip(standard[0]), self.spread)], 1)
+    coarse = at_bins(self.sum(_upsample(worth[:, :candidates.shape[1]], candidates.shape[-2:]) * candidates))[:, 0]
+    return coarse if guide is None else coarse + (at_bins(worth[:, candidates.shape[1]:]) * F.relu_(self.skip(guide))).sum(1)
 
 @patch
 def forward(self:MaskDecoder,
