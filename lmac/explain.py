@@ -588,6 +588,9 @@ def training_task(self:LMAC, task, loss, converges, settings): # the task, and t
     return task(self.classifier, self.decoder.requires_grad_(True), self.stft, loss, self.domain, **settings), callbacks
 
 # %% ../nbs/11_explain.ipynb #a60fa1b4
+def _is_enough(snapshot): # whether training may end: with more on the part than a verdict asks for, since other clips are explained less well
+    return judge(*(snapshot['explanation'][k] for k in ('p', 'p_in', 'p_out', 'kept')), part=.9) == 'explains'
+
 def _worth(snapshot): # a number, the higher the better
     "How well clips are explained; a start counts for less than what was learned from the classifier"
     e = snapshot['explanation']
@@ -639,7 +642,7 @@ def fit(self:LMAC,
         if i and fresh and loss is None and self.teach_loudest(clips, valid, folder=here and here / 'start', **training): tried.append(self.snapshot(valid, batch_size, True))
         history += [row | dict(epoch=len(history) + k + 1) for k, row in enumerate(self.train_round(learner, clips, valid, callbacks, folder=here, **training))]
         tried.append(self.snapshot(valid, batch_size))
-        if tried[-1]['verdict'] == 'explains' or i + 1 == rounds or (minutes and (time.monotonic() - start) * (i + 2) / (i + 1) > 60 * minutes): break  # no time for another
+        if _is_enough(tried[-1]) or i + 1 == rounds or (minutes and (time.monotonic() - start) * (i + 2) / (i + 1) > 60 * minutes): break  # no time for another
         new = [dict(domain=d, weights=untrained) for d in self.provenance.get('other_domains', []) if d not in learning]
         self.restore(new[0] if new else max(tried, key=_worth))
     verdict = self.restore(max(tried, key=_worth))
