@@ -589,7 +589,7 @@ def training_task(self:LMAC, task, loss, converges, settings): # the task, and t
 
 # %% ../nbs/11_explain.ipynb #a60fa1b4
 def _is_enough(snapshot): # whether training may end: with more on the part than a verdict asks for, since other clips are explained less well
-    return judge(*(snapshot['explanation'][k] for k in ('p', 'p_in', 'p_out', 'kept')), part=.9) == 'explains'
+    return snapshot['verdict'] == 'explains' == judge(*(snapshot['explanation'][k] for k in ('p', 'p_in', 'p_out', 'kept')), part=.9, rest=.5)
 
 def _worth(snapshot): # a number, the higher the better
     "How well clips are explained; a start counts for less than what was learned from the classifier"
