@@ -25,7 +25,7 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 from . import __version__
 from .audio import PARTIAL, write_atomically
 from .classifier import ANSWER, LAYOUTS, Cnn14, TappedClassifier, check_labels
-from .decoder import DECODER_SETTINGS, FEWEST_ROWS, MaskDecoder
+from .decoder import DECODER_SETTINGS, MaskDecoder
 from .masking import DOMAINS
 from .spectrogram import STFT, LogMel
 
@@ -201,7 +201,7 @@ class _DecoderSettings(Settings):
     head_channels: Size
     dropout: _Share
     n_classes: Annotated[int, Field(ge=0, le=100_000)]|None
-    guide: bool|None = None
+    guide: bool = False # not said by explainers of before
     rank: Annotated[int, Field(ge=0, le=100_000)]|None = None
     file: Name
     sha256: Sha256
@@ -374,16 +374,12 @@ def load_classifier(
     return with_answer(classifier, parts.get('answer')), stft, config
 
 # %% ../nbs/09_pretrained.ipynb #09pretrainedx019
-def _as_trained(classifier, stft, parts): # and the sizes of the decoder
-    "The classifier with the spectrogram before its maps if the decoder has learned from it; older explainers don't say, and did so for maps without frequencies only"
-    def sizes(): return MaskDecoder.sizes_for(classifier, stft, **{k: parts[k] for k in DECODER_SETTINGS if k in parts})
-    found = sizes()
-    guide = parts.get('guide')
-    if guide is None: guide = classifier.guide and found['spread'] == FEWEST_ROWS
-    if guide == classifier.guide: return classifier, found
+def _as_trained(classifier, guide):
+    "The classifier, with the spectrogram before its maps if the decoder has learned from it"
+    if guide == classifier.guide: return classifier
     classifier = copy.copy(classifier)
     classifier.guide = guide
-    return classifier, sizes()
+    return classifier
 
 # %% ../nbs/09_pretrained.ipynb #6e314ba4
 def load_explainer(
@@ -398,7 +394,8 @@ def load_explainer(
     if 'decoder' not in config: raise ValueError(f"{folder} holds a classifier and no explainer for it: train one with lmac-train explainer.")
     classifier, stft, config = load_classifier(folder, classifier, ExplainerFolder)
     parts = config['decoder']
-    with config_errors(folder / 'config.json'): classifier, sizes = _as_trained(classifier, stft, parts)
+    classifier = _as_trained(classifier, parts.get('guide', False))
+    with config_errors(folder / 'config.json'): sizes = MaskDecoder.sizes_for(classifier, stft, **{k: parts[k] for k in DECODER_SETTINGS if k in parts})
     decoder = load_weights(lambda: MaskDecoder(**sizes), weights_file(folder, parts['file']), parts['sha256'])
     return dict(classifier=classifier, decoder=decoder, stft=stft, domain=config['domain'], provenance=config.get('provenance'))
 

@@ -78,6 +78,8 @@ def check_config(
         raise ValueError("Fine-tuning goes on with the explainer's own decoder: take 'decoder' out of the configuration.")
     if stage in ('classifier', 'l2i') and 'constraints' in config:
         raise ValueError(f"Constraints are of explainers, whose loss has parts to be weighed: take 'constraints' out of the configuration of the {stage}.")
+    if 'parent_share' in config and (stage != 'finetune' or not 0 <= config['parent_share'] <= 1):
+        raise ValueError(f"parent_share is for fine-tuning, a share from 0 to 1 of the weights before. Found: {config['parent_share']}, for the stage {stage}.")
     for part, names in (ALWAYS_NEEDED | NEEDED[stage]).items():
         if part not in config: raise ValueError(f"The stage {stage} needs {part!r} in its configuration. Found: {', '.join(config)}.")
         if names is None: continue
@@ -229,14 +231,14 @@ def train_explainer(
     set_seed(config['training']['seed'])
     if 'decoder' in config: decoder = MaskDecoder.for_classifier(classifier, stft, **config['decoder'])
     else: decoder = LMAC.from_pretrained(parent).decoder
-    before = copy.deepcopy(decoder.state_dict())
+    before = copy.deepcopy(decoder.state_dict()) if 'parent_share' in config else None
     task = explainer_task(classifier, decoder, stft, config, metrics=probabilities_metrics)
     callbacks = [Constraints(**config['constraints'])] if 'constraints' in config else []
     made = _train(task, dataset, config, out, mixed_precision, compile, callbacks)
     if made is None: return {}
     if 'decoder' not in config: made |= dict(parent=parts.get('provenance'))
-    if share := config.get('parent_share'):
-        average_weights(decoder, before, share)
+    if before:
+        average_weights(decoder, before, config['parent_share'])
         made |= dict(validation={k: round(v, 4) for k, v in _test(task, dataset, config['data']['valid']).items()})
     test = _test(task, dataset, config['data'].get('test'))
     LMAC(classifier, decoder, stft, config['domain'], made | dict(test=test)).save_pretrained(out, shared)
