@@ -23,7 +23,7 @@ from .audio import AUDIO_FORMATS, check_speed, check_time_expansion, make_scene,
 from .data import audio_files, exclusive, read_table
 from .explain import LMAC
 from .explanation import region_files, speed_suffix
-from .pretrained import explainer_folder, load_classifier, write_files
+from .pretrained import DEFAULT_EXPLAINER, explainer_folder, load_classifier, write_files
 from .scale.long import LONG_S, at_native_rate, explain_stream, length_s
 from .scale.parallel import dynamic_split, gather, is_main, on_main
 # The wings of evidence and of listening are imported by the commands that need them: lmac-explain starts fast and does without their extras.
@@ -220,7 +220,7 @@ def _refuse_other_results(out, files=None):
 def lmac_explain(
     audio:Param('Recordings (wav, flac, ogg, mp3; with the extra lmac[av] also m4a, mp4, webm, wma) and folders of them; without any, a synthetic scene', str, opt=False, nargs='*')=None,
     out:str='out', # Folder for the results; in it, one folder for each recording unless it is a single file
-    explainer:str='esc10', # Bundled explainer (esc10, esc10-finetuned, esc10-sources), folder, or id on the Hugging Face hub
+    explainer:str=DEFAULT_EXPLAINER, # Bundled explainer (esc10-sources; esc10 and esc10-finetuned, of single sounds), folder, or id on the Hugging Face hub
     binary:store_true=False, # Binary mask: each bin of the spectrogram is kept or removed, rounded at 0.5
     threshold:float=None, # Round the mask at another threshold
     target:str=None, # Class to explain, by default the predicted one; several with commas between them: dog,rain
@@ -367,7 +367,7 @@ def lmac_train(
 # %% ../nbs/13_cli.ipynb #14cli033
 @command
 def lmac_evaluate(
-    explainer:Param('Bundled explainer, folder, or id on the Hugging Face hub', str, opt=False, nargs='?')='esc10',
+    explainer:Param('Bundled explainer, folder, or id on the Hugging Face hub', str, opt=False, nargs='?')=DEFAULT_EXPLAINER,
     data:str='esc10', # esc10, esc50, urbansound8k, a folder with a folder for each class, or scenes: synthetic ones
     folds:Param('Folds to evaluate on', int, nargs='+')=[5],
     out:str=None, # Result file, by default results/ and the names of explainer and folds; a table of all clips goes beside it

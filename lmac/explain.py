@@ -23,7 +23,7 @@ from .data import ClipDataset, audio_files, loader
 from .decoder import MaskDecoder
 from .explanation import VERDICTS, Explanation, Explanations, judge
 from .masking import ExtendedMaskingLoss, MaskingLoss, apply_mask, binarize, loudest_bins
-from .pretrained import SAMPLE, as_markdown, load_explainer, model_card, save_explainer
+from .pretrained import DEFAULT_EXPLAINER, SAMPLE, as_markdown, load_explainer, model_card, save_explainer
 from .spectrogram import STFT, default_stft
 from .training import Constraints, ExplainerTask, LoudestTask, fit_task
 
@@ -335,7 +335,7 @@ def save_pretrained(self:LMAC,
 
 @patch(cls_method=True)
 def from_pretrained(cls:LMAC,
-    name='esc10', # bundled explainer ('esc10', 'esc10-finetuned', 'esc10-sources'), folder, or id on the Hugging Face hub
+    name=DEFAULT_EXPLAINER, # bundled explainer ('esc10-sources'; 'esc10' and 'esc10-finetuned', of single sounds), folder, or id on the Hugging Face hub
     classifier:TappedClassifier=None, # for an explainer of a classifier of your own
     **hub, # for the hub: `revision`, `token`, `cache_dir`, `local_files_only`
 ) -> LMAC: # ready to explain

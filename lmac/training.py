@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Callback', 'Task', 'rank_and_world_size', 'SyncBatchNormCPU', 'synchronize_batch_norm', 'Learner', 'check_compiler',
-           'Progress', 'Log', 'plot_history', 'Checkpoint', 'random_roll', 'random_noise', 'random_mix',
+           'check_bf16', 'Progress', 'Log', 'plot_history', 'Checkpoint', 'random_roll', 'random_noise', 'random_mix',
            'ExplainerTask', 'low_probability_classes', 'LoudestTask', 'Constraints', 'fit_task']
 
 # %% ../nbs/08_training.ipynb #06training002
-import atexit, io, math, os, shutil, time
+import atexit, io, math, os, shutil, time, warnings
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import lru_cache
@@ -136,14 +136,22 @@ def check_compiler():
         raise ValueError("torch.compile needs a C++ compiler (g++, clang++ or what CXX names), and there is none on the PATH. "
                          "Install one, or leave `compile` out.")
 
+def check_bf16(device:torch.device):
+    "Whether bfloat16 is any use there; warns of processors on which its convolutions take ten times as long as in float32"
+    if device.type != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported(): return True
+    warnings.warn("This processor has no instructions for bfloat16 (AVX-512 or its like): training goes on in float32, which is ten times as fast here.", stacklevel=2)
+    return False
+
+# %% ../nbs/08_training.ipynb #85da8061
 @patch
 def prepare(self:Learner):
     "Make the optimiser and the schedule and hand all to accelerate"
-    from accelerate import Accelerator  # slow to import, and needed in training only
+    from accelerate import Accelerator, PartialState  # slow to import, and needed in training only
     from accelerate.utils import set_seed
     if self.compile: check_compiler()
     self.index, self.count = rank_and_world_size()
-    self.accelerator = Accelerator(mixed_precision=self.mixed_precision, gradient_accumulation_steps=self.accumulate,
+    precision = 'no' if self.mixed_precision == 'bf16' and not check_bf16(PartialState().device) else self.mixed_precision
+    self.accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=self.accumulate,
                                    step_scheduler_with_optimizer=False)
     set_seed(self.seed)
     if self.compile: self.task.trained.compile()  # in place: its weights keep their names

@@ -84,7 +84,7 @@ def main():
             _, seconds = run(folder, argv, 'whole')
             expected, killed, equal, stale, missed = contents(folder/'whole'), 0, 0, 0, []
             for i in range(args.n):
-                out = f'out{i}'
+                out = f'out-{i}'  # a name that no base64 contains, since it is replaced in what is compared
                 status, _ = run(folder, argv, out, rng.uniform(.3, 1.) * seconds)
                 killed += status == -9
                 run(folder, argv, out)
@@ -94,7 +94,7 @@ def main():
                 stale += sum(1 for p in (folder/out).rglob('*') if p.name.startswith(PARTIAL) or p.suffix == '.parts' or p.suffix == '.part')
             failed += args.n - equal + stale
             print(f'{name}: {seconds:.0f} s; {args.n} runs, {killed} killed; {equal} ends as without a kill; {stale} files left behind. {sorted(set(missed))[:5] or ""}', flush=True)
-            for made in folder.glob('out*'): subprocess.run(['rm', '-rf', str(made)])
+            for made in folder.glob('out-*'): subprocess.run(['rm', '-rf', str(made)])
             subprocess.run(['rm', '-rf', str(folder/'whole')])
     sys.exit(failed > 0)
 

@@ -404,8 +404,19 @@ def test_training_an_explainer_leaves_the_classifier(tmp_path, train, valid, gui
 
 # ---- precision, and numbers that are none ----
 
+@pytest.fixture
+def bf16(monkeypatch): # on processors without it, too
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: True)
+
+def test_bfloat16_only_where_it_is_faster(monkeypatch, train, valid):
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False)
+    full = learner(classifier_task(), train, valid, callbacks=[], epochs=1).fit()
+    AcceleratorState._reset_state()
+    with pytest.warns(UserWarning, match='no instructions for bfloat16'): half = learner(classifier_task(), train, valid, callbacks=[], epochs=1, mixed_precision='bf16').fit()
+    assert half.train_loss[0] == full.train_loss[0]
+
 @pytest.mark.parametrize('make', [classifier_task, explainer_task])
-def test_bfloat16_on_the_cpu(train, valid, make):
+def test_bfloat16_on_the_cpu(bf16, train, valid, make):
     full = learner(make(), train, valid, callbacks=[], epochs=2, lr=1e-5).fit()
     AcceleratorState._reset_state()
     run = learner(make(), train, valid, callbacks=[], epochs=2, lr=1e-5, mixed_precision='bf16')
@@ -414,7 +425,7 @@ def test_bfloat16_on_the_cpu(train, valid, make):
     assert all(p.dtype == torch.float32 for p in run.task.trained.parameters())
     assert half.train_loss[0] != full.train_loss[0] and half.train_loss[0] == pytest.approx(full.train_loss[0], rel=.03)  # dropout draws others
 
-def test_guidance_in_bfloat16(train, valid):
+def test_guidance_in_bfloat16(bf16, train, valid):
     task = explainer_task(loss=ExtendedMaskingLoss(guidance=Guidance(threshold=0.)))
     rows = learner(task, train, valid, callbacks=[], epochs=1, mixed_precision='bf16').fit()
     assert rows.train_guided[0] == 1 and 0 < rows.train_guidance[0] < 10

@@ -23,7 +23,7 @@ from ..classifier import Cnn14, TappedClassifier
 from ..data import ClipDataset, loader
 from ..decoder import MaskDecoder
 from ..explain import LMAC
-from ..pretrained import explainer_folder
+from ..pretrained import DEFAULT_EXPLAINER, explainer_folder
 from ..masking import apply_mask
 from ..metrics import (METRICS, average_drop, average_gain, average_increase, complexity, faithfulness,
                           input_fidelity, sparseness, summarize)
@@ -223,7 +223,7 @@ def peak_rss_mb(
     return int(found.stdout) * (1 if sys.platform == 'darwin' else 1024) / 1e6
 
 def peak_memory_mb(
-    name:str='esc10', # explainer, as for `lmac-explain --explainer`
+    name:str=DEFAULT_EXPLAINER, # explainer, as for `lmac-explain --explainer`
 ) -> dict: # `lmac_explain`, `import_torch` and `beyond_torch`, in MB
     "Peak memory of `lmac-explain` on a clip of five seconds, and that of a process that only imports torch"
     program = Path(sysconfig.get_path('scripts'))/'lmac-explain'

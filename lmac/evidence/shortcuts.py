@@ -328,7 +328,7 @@ _METHODS = ('saliency', 'smoothgrad', 'integrated_gradients', 'guided_backprop',
 
 def _full_setup():
     "The experiment proper, on ESC-10 with the bundled models; raises as `esc50` if the recordings are not there"
-    parent = LMAC.from_pretrained()
+    parent = LMAC.from_pretrained('esc10')
     clips = esc50(subset='esc10', sample_rate=parent.sample_rate, duration_s=parent.classifier.duration_s)
     return ShortcutSetup(parent, clips, _TIED, dict(epochs=16, batch_size=16, lr=2e-3, weight_decay=.01, warmup=.2, mixed_precision='bf16'),
                          dict(epochs=24, batch_size=16, lr=2e-3, mixed_precision='bf16'), {'lmac': 'shortcuts', STANDARD: 'esc10'},
@@ -336,7 +336,7 @@ def _full_setup():
 
 def _tiny_setup():
     "The same on synthetic scenes of a second of three classes, of which only the workings can be learned"
-    bundled, names = LMAC.from_pretrained(), ['dog', 'rain', 'helicopter']
+    bundled, names = LMAC.from_pretrained('esc10'), ['dog', 'rain', 'helicopter']
     c = bundled.classifier
     short = TappedClassifier(c.model, c.front_end, c.taps, c.labels, c.sample_rate, c.map_layout, duration_s=1.)
     return ShortcutSetup(LMAC(short, bundled.decoder, bundled.stft, bundled.domain), scene_clips(names, c.labels), dict.fromkeys(ARTEFACTS, 'dog'),

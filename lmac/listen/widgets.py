@@ -435,7 +435,7 @@ def run_widgets(
     progress:bool=True, # show a progress bar
 ) -> dict: # what the result file holds
     "How long after a control the sound comes, on the bundled model; raises as `esc50` if the recordings are not there"
-    record, explainer, random = Record(out, runs), LMAC.from_pretrained(), np.random.default_rng(seed)
+    record, explainer, random = Record(out, runs), LMAC.from_pretrained('esc10'), np.random.default_rng(seed)
     others, n_clips, n_moves = (('gradcam', 'energy'), 3, 3) if quick else (all_methods()[1:], 20, 5)
     with tempfile.TemporaryDirectory() as folder:
         if quick: clips = scene_dataset(explainer.labels, folder, 1)
