@@ -433,15 +433,18 @@ def lmac_experiment(
     name:Param('Experiment to run', str, choices=list(EXPERIMENTS)),
     out:str=None, # Result file, by default results/ and the name
     runs:str='runs', # Folder for what is trained on the way; a run that was interrupted resumes from there
+    methods:Param('For the sanity checks: methods to check, as for lmac-evaluate, rather than theirs', str, nargs='+')=None,
     quick:store_true=False, # A toy version, to see that it runs
     seed:int=0, # Seed of all random draws
 ):
     "Run an experiment on the bundled explainer and write a result file"
     with one_line_errors('lmac-experiment'):
         run = getattr(import_module(f'lmac.{EXPERIMENTS[name]}'), f'run_{name}')
+        chosen = dict(methods=methods) if methods else {}
+        if methods and 'methods' not in inspect.signature(run).parameters: raise ValueError(f"Methods can be chosen for the sanity checks only. Found: {name}.")
         out = Path(out or f'results/{name}.json')
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(out): run(out, quick=quick, seed=seed, runs=Path(runs))
+        with _alone(out): run(out, quick=quick, seed=seed, runs=Path(runs), **chosen)
         print(f"written to {out}")
 
 # %% ../nbs/13_cli.ipynb #cd0c1fdc

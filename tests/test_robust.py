@@ -129,7 +129,7 @@ def test_empty_arguments(tmp_path, shell, argv):
 
 @pytest.mark.parametrize('argv, message', [
     (['lmac-evaluate', '--seed', '-1'], 'seed must be a whole number, at least 0.*Found: -1'), (['lmac-evaluate', '--batch_size', '0'], 'batch_size must be a whole number, at least 1'),
-    (['lmac-evaluate', '--seeds', '0', '-3'], 'seeds must'), (['lmac-evaluate', '--folds', '0'], 'folds must'), (['lmac-experiment', 'absent', '--seed', str(2**32)], 'seed must'),
+    (['lmac-evaluate', '--seeds', '0', '-3'], 'seeds must'), (['lmac-evaluate', '--folds', '0'], 'folds must'), (['lmac-experiment', 'absent', '--seed', str(2**32)], 'seed must'), (['lmac-experiment', 'sources', '--methods', 'energy'], 'sanity checks only'),
     (['lmac-train', 'classifier', '--seed', '-1'], 'seed must'), (['lmac-train', 'classifier', '--batch-size', '-4'], 'batch_size must'), (['lmac-train', 'explainer', '--epochs', '0'], 'epochs must'),
     (['lmac-train', 'explainer', '--accumulate', '0'], 'accumulate must'), (['lmac-train', 'explainer', '--mixed_precision', 'fp7'], 'mixed_precision must be no, bf16 or fp16'),
     (['lmac-explain', '--speed', 'nan'], 'speed must'), (['lmac-explain', '--time_expansion', '0'], 'time_expansion must'), (['lmac-explain', '--threshold', '1.5'], 'threshold must')], ids=lambda x: ' '.join(x) if isinstance(x, list) else '')
