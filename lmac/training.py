@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Callback', 'Task', 'rank_and_world_size', 'SyncBatchNormCPU', 'synchronize_batch_norm', 'Learner', 'check_compiler',
-           'check_bf16', 'Progress', 'Log', 'plot_history', 'Checkpoint', 'random_roll', 'random_noise', 'random_mix',
+           'has_bf16', 'Progress', 'Log', 'plot_history', 'Checkpoint', 'random_roll', 'random_noise', 'random_mix',
            'ExplainerTask', 'low_probability_classes', 'LoudestTask', 'Constraints', 'fit_task']
 
 # %% ../nbs/08_training.ipynb #06training002
@@ -136,11 +136,12 @@ def check_compiler():
         raise ValueError("torch.compile needs a C++ compiler (g++, clang++ or what CXX names), and there is none on the PATH. "
                          "Install one, or leave `compile` out.")
 
-def check_bf16(device:torch.device):
-    "Whether bfloat16 is any use there; warns of processors on which its convolutions take ten times as long as in float32"
-    if device.type != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported(): return True
-    warnings.warn("This processor has no instructions for bfloat16 (AVX-512 or its like): training goes on in float32, which is ten times as fast here.", stacklevel=2)
-    return False
+def has_bf16(
+    device:torch.device, # to compute on
+) -> bool: # False on processors on which PyTorch's convolutions take ten times as long as in float32
+    "Whether bfloat16 is any use there"
+    mkldnn = torch.backends.mkldnn.is_available() and torch.ops.mkldnn
+    return device.type != 'cpu' or not mkldnn or mkldnn._is_mkldnn_bf16_supported()
 
 # %% ../nbs/08_training.ipynb #85da8061
 @patch
@@ -150,7 +151,10 @@ def prepare(self:Learner):
     from accelerate.utils import set_seed
     if self.compile: check_compiler()
     self.index, self.count = rank_and_world_size()
-    precision = 'no' if self.mixed_precision == 'bf16' and not check_bf16(PartialState().device) else self.mixed_precision
+    precision = self.mixed_precision
+    if precision == 'bf16' and not has_bf16(PartialState().device):
+        warnings.warn("This processor has no instructions for bfloat16 (AVX-512 or its like): training goes on in float32, which is ten times as fast here.", stacklevel=2)
+        precision = 'no'
     self.accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=self.accumulate,
                                    step_scheduler_with_optimizer=False)
     set_seed(self.seed)

@@ -38,7 +38,7 @@ from ..pretrained import explainer_folder, save_classifier
 from ..models.classifiers import ClassifierTask
 from ..scale.long import LongExplanation
 from ..spectrogram import STFT, LogMel
-from ..training import ExplainerTask, fit_task
+from ..training import ExplainerTask, fit_task, has_bf16
 
 # %% ../../nbs/evidence/experiments.ipynb #11experiments005
 SYNTHETIC = ['dog', 'sea_waves', 'clock_tick', 'rooster'] # classes of the clips of a quick run
@@ -297,7 +297,7 @@ def _training_step(task, waveform, mixed_precision='no'):
     task.trained.requires_grad_(True)
     optimizer = torch.optim.Adam(task.trained.parameters(), 1e-4)
     def step():
-        with torch.autocast(waveform.device.type, torch.bfloat16, enabled=mixed_precision == 'bf16'): loss = task(waveform)['loss']
+        with torch.autocast(waveform.device.type, torch.bfloat16, enabled=mixed_precision == 'bf16' and has_bf16(waveform.device)): loss = task(waveform)['loss']
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
