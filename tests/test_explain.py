@@ -599,10 +599,15 @@ def test_one_pass_for_the_input_and_one_for_all_parts(monkeypatch, is_class_cond
     passes, drawn, draw = [], [], is_class_conditional.fast_decoder.forward
     def count(module, inputs, output): passes.append(len(inputs[0]))
     monkeypatch.setattr(is_class_conditional.fast_decoder, 'forward', lambda maps, *args: (drawn.append([len(m) for m in maps]), draw(maps, *args))[1])
-    handle = is_class_conditional.classifier.model.register_forward_hook(count)
-    try: is_class_conditional.explain(scene.waveform, 16000, targets=3)
+    handle = is_class_conditional.fast_classifier.model.register_forward_hook(count)
+    try:
+        found = is_class_conditional.explain(scene.waveform, 16000, targets=3)
+        assert passes == [1] and drawn == [[1, 1, 1]]  # the input; the decoder's pyramid is that of one clip. Nobody has asked for more
+        for ex in found: ex.audio
+        assert passes == [1]
+        for ex in found: ex.complete()
     finally: handle.remove()
-    assert passes == [1, 6, 3] and drawn == [[1, 1, 1]]  # the input; parts and rests; what is heard. The decoder's pyramid is that of one clip
+    assert passes == [1, 9] and drawn == [[1, 1, 1]]  # parts, rests, and what is heard
 
 def test_several_classes_of_several_clips(tmp_path, is_class_conditional):
     clips = torch.stack([make_scene({name: 0}, 1.).waveform for name in ('dog', 'rain')])
