@@ -33,7 +33,7 @@ def _palette(name, n):
     return table[np.linspace(0, len(table) - 1, n).round().astype(int)]
 
 # %% ../nbs/02_player.ipynb #02player005
-LEVELS, SHADES = 48, 16 # that a spectrogram and a mask are drawn with
+LEVELS, SHADES = 40, 16 # that a spectrogram and a mask are drawn with
 
 def _encode_png(pixels, palette=None, alpha=None, noisy=False):
     "A PNG file's bytes of 8-bit `pixels` `(row, column[, channel])`, first row at the top; with a palette `(n, 3)` they are indices, and `alpha` is how opaque each is. `noisy`: nothing in it repeats, so that nobody looks for it"
@@ -86,12 +86,12 @@ def thumbnail_png(
     width:int=240, # pixels
     height:int=72, # pixels
 ) -> bytes: # a PNG file of a few kB, low frequencies at the bottom
-    "A small picture of a spectrogram and its mask: mean power in 20 levels over 70 dB, times 4 shades"
+    "A small picture of a spectrogram and its mask: mean power in 16 levels over 70 dB, times 3 shades"
     def smaller(x): return torch.nn.functional.adaptive_avg_pool2d(x[None], (height, width))[0]
-    level = _steps(_brightness(smaller(magnitude.float().square()).sqrt(), None, -70.), 20)
-    bright = level * 0 + 3 if mask is None else _steps(smaller(mask.float()), 4)
-    palette = _palette('magma', 20)[None] * np.array([.25, .5, .75, 1])[:, None, None]
-    return _encode_png(20 * bright + level, palette.reshape(-1, 3))
+    level = _steps(_brightness(smaller(magnitude.float().square()).sqrt(), None, -70.), 16)
+    bright = np.full_like(level, 2) if mask is None else _steps(smaller(mask.float()), 3)
+    palette = _palette('magma', 16)[None] * np.array([.25, .6, 1])[:, None, None]
+    return _encode_png(16 * bright + level, palette.reshape(-1, 3))
 
 # %% ../nbs/02_player.ipynb #02player008
 _MAX_GAIN_DB = 24. # by which a soft sound is raised at most
@@ -228,10 +228,11 @@ def figure_html(
 
 # %% ../nbs/02_player.ipynb #02playerx002
 def player_script(
-    figure:str, # from `figure_html`
+    figure:str, # from `figure_html`, and what else is shown with it
 ) -> str: # HTML that works wherever it is put
     "Style, figure and script"
-    run = f"(function(){{{static('player.js')}\nfor (const f of document.currentScript.parentElement.querySelectorAll('.lmac-player')) lmacPlayer(f)}})()"
+    run = (f"(function(){{{static('player.js')}\nconst here = document.currentScript.parentElement\nfor (const f of here.querySelectorAll('.lmac-player')) lmacPlayer(f)\n"
+           "for (const i of here.querySelectorAll('img[data-of]')) i.src = here.querySelector(i.dataset.of).src})()")
     return f"<style>{static('player.css')}</style>{figure}<script>{run}</script>"
 
 def player_html(
@@ -243,16 +244,13 @@ def player_html(
 
 # %% ../nbs/02_player.ipynb #e4ff1ed8
 def layer_html(
-    image, # a PNG file, or the CSS selector of an image that the page shows already
+    image, # a PNG file, or the CSS selector of an image of the player, which `player_script` shows here once more
     alt:str='', # what it shows, in words; '': another layer says it
     kind:str='', # class of the element: 'lmac-grey' takes its colours, 'lmac-tint' multiplies what lies below
 ) -> str: # HTML
     "A layer of a panel"
     source = f'src="{data_uri(image, "image/png")}"' if isinstance(image, bytes) else f'data-of="{html.escape(image, True)}"'
     return f'<img class="{kind}" alt="{html.escape(alt, True)}" {source}>'
-
-_AGAIN = """<script>for (const i of document.currentScript.parentElement.querySelectorAll('img[data-of]')) i.src = document.querySelector(i.dataset.of).src</script>
-<noscript><style>.lmac-panels { display: none }</style></noscript>"""
 
 def panels_html(
     panels, # `(title, layers)` of each, from `layer_html`
@@ -268,4 +266,4 @@ def panels_html(
                                       f'<div class="lmac-view"><div class="lmac-layers" style="width:{duration_s / whole_s:.3%}">{layers}</div>{over}</div>')
     drawn = '</div></figure>'.join(panel(*each) for each in panels)
     return (f'<div class="lmac-panels">{drawn}<div class="lmac-s" aria-hidden="true">{"".join(_axis(whole_s, "s", 6))}</div></div></figure>'
-            + _AGAIN * ('data-of=' in drawn) + '</div>')
+            + '<noscript><style>.lmac-panels { display: none }</style></noscript>' * ('data-of=' in drawn) + '</div>')
