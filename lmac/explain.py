@@ -10,6 +10,7 @@ __all__ = ['WINDOWED_S', 'GUIDED_ROWS', 'RECIPE', 'AUGMENTATION', 'CLASS_AGNOSTI
 import contextlib, copy, json, math, tempfile, time, warnings
 from functools import cached_property, wraps
 from pathlib import Path
+from threading import RLock
 
 import torch
 from fastcore.basics import patch, store_attr
@@ -332,7 +333,7 @@ class MaskedClips:
         **found, # what else is known of them: `target` and `contrast` `(batch,)`, `probabilities` `(batch, class)`, `waveform` `(batch, time)`
     ):
         store_attr()
-        self.magnitude = magnitude_of(spectrum)
+        self.magnitude, self._lock = magnitude_of(spectrum), RLock()  # explanations of one batch may be written by several threads
         self.__dict__ |= found
 
     @cached_property
@@ -346,12 +347,6 @@ class MaskedClips:
         stft, gain = self.explainer.stft, self.parts / self.magnitude.clamp_min(1e-20)
         spectra = torch.view_as_complex(torch.view_as_real(self.spectrum) * gain[..., None])
         return stft.synthesise(spectra, (gain.shape[-1] - 1) * stft.hop_length)[..., :self.n_samples]
-
-    @cached_property
-    @torch.inference_mode()
-    def sounds(self): # the same, scaled to peaks within ±1, and by how many decibels `(batch,)`
-        gain = 1 / self.raw_sounds.abs().amax((0, 2)).clamp_min(1.)
-        return (self.raw_sounds * gain[:, None]).clamp(-1, 1).cpu(), (20 * gain.double().log10()).tolist()
 
 # %% ../nbs/11_explain.ipynb #482368e5
 @patch
@@ -374,10 +369,22 @@ def judge_all(self:MaskedClips) -> Tensor: # `(3, batch, class)`, on the CPU
     del self.spectrum, self.parts, self.raw_sounds
     return judged
 
-@patch(as_prop=True)
-def judged(self:MaskedClips): # `judge_all`, computed once
-    if '_judged' not in self.__dict__: self._judged = self.judge_all()
-    return self._judged
+@patch
+@torch.inference_mode()
+def fit_sounds(self:MaskedClips) -> tuple: # `(2, batch, time)` on the CPU; in decibels `(batch,)`
+    "Sounds of both parts, scaled to peaks within ±1, and by how much"
+    gain = 1 / self.raw_sounds.abs().amax((0, 2)).clamp_min(1.)
+    return (self.raw_sounds * gain[:, None]).clamp(-1, 1).cpu(), (20 * gain.double().log10()).tolist()
+
+def _once(name, compute): # a property
+    "What is computed at the first reading, by one thread"
+    def get(self):
+        with self._lock:
+            if name not in self.__dict__: setattr(self, name, compute(self))
+        return self.__dict__[name]
+    return property(get)
+
+MaskedClips.sounds, MaskedClips.judged = _once('_sounds', MaskedClips.fit_sounds), _once('_judged', MaskedClips.judge_all)
 
 # %% ../nbs/11_explain.ipynb #690e2ba6
 @patch
@@ -447,7 +454,6 @@ def explain(self:LMAC,
     batch_size:int=16, # of many, so many of one length at a time
 ) -> Explanation: # with `targets`, `Explanations`; a list of either for many
     "Explain the predicted class, another, or several; raises `ValueError`, `TypeError` or `FileNotFoundError`"
-    if self.provenance.get('untrained'): warnings.warn("This explainer's decoder is not trained: its masks mean nothing. Train it with fit.", stacklevel=2)
     if isinstance(audio, (list, tuple)):
         waveforms, sources = [], []
         for x in audio:
@@ -479,6 +485,7 @@ def explain_waveforms(self:LMAC,
     target=None, threshold:float=None, contrast=None, at=None, targets=None, batch_size:int=16, # as for `explain`
 ) -> list: # of `Explanation`s, or of `Explanations`
     "Explain what has been read; clips of one length together. Raises `ValueError`"
+    if self.provenance.get('untrained'): warnings.warn("This explainer's decoder is not trained: its masks mean nothing. Train it with fit.", stacklevel=3)
     if target is not None and targets is not None: raise ValueError(f"Name one class as target, or several as targets. Found: target={target!r} and targets={targets!r}.")
     target, contrast = (None if k is None else self.class_index(k) for k in (target, contrast))
     if targets is not None: targets = self.class_indices(targets)

@@ -517,12 +517,13 @@ def _write(folder, files):
 def save(self:Explanation,
     folder, # made if it is not there
     report:bool=True, # whether to write report.html and mask.png
+    made_of:dict=None, # more for explanation.json, as `made_of`
     **options, # as for `regions`
 ) -> Path: # the folder
     "Write explanation.flac, residual.flac, mask.png, thumbnail.png, report.html, explanation.json, the regions, see `region_files`, and both sounds slower or faster if `playing_speed` is not 1; raises `OSError` if it cannot"
     ex, frames, where = replace(self, speed=self.playing_speed), slice(self.n_frames), self.regions(**options)
     files = dict(zip(_sound_names(ex.sample_rate, ex.speed), _encoded(ex, ex.speed)))
-    files |= {'thumbnail.png': thumbnail_png(ex.magnitude[:, frames], ex.mask[:, frames]), 'explanation.json': json.dumps(ex.summary(), indent=1).encode()}
+    files |= {'thumbnail.png': thumbnail_png(ex.magnitude[:, frames], ex.mask[:, frames]), 'explanation.json': json.dumps(ex.summary() | ({} if made_of is None else dict(made_of=made_of)), indent=1).encode()}
     if report: files |= {'mask.png': mask_png(ex.mask[:, frames]), 'report.html': ex.report(where).encode()}
     return _write(folder, files | region_files(where, Path(ex.source or '').name))
 
@@ -597,6 +598,12 @@ def file_names(self:Explanations) -> list: # for each class: those of explanatio
     if len({stem.lower() for stem in stems if stem}) < len(self): stems = [f'{ex.class_index}-{stem}' for ex, stem in zip(self, stems)]
     return [[*_sound_names(self[0].sample_rate, self.playing_speed, f'-{stem}'), f'mask-{stem}.png'] for stem in stems]
 
+@patch
+def complete(self:Explanations) -> Explanations: # itself
+    "Compute whatever has not been read yet, of all"
+    for ex in self: ex.complete()
+    return self
+
 # %% ../nbs/10_explanation.ipynb #ab180d01
 @patch
 def figure(self:Explanations,
@@ -664,12 +671,13 @@ def tables(self:Explanations) -> str: # HTML
 def save(self:Explanations,
     folder, # made if it is not there
     report:bool=True, # whether to write report.html and mask.png
+    made_of:dict=None, # more for explanation.json, as `made_of`
     **options, # as for `regions`
 ) -> Path: # the folder
     "Write report.html, mask.png, thumbnail.png, explanation.json and the regions, see `region_files`, and for each class, 'dog' say, explanation-dog.flac, residual-dog.flac and mask-dog.png, and both sounds slower or faster if `playing_speed` is not 1; raises `OSError` if it cannot"
     speed, first, frames, where = self.playing_speed, self[0], slice(self[0].n_frames), self.regions(**options)
     every, masks = Explanations([replace(ex, speed=speed) for ex in self]), [ex.mask[:, frames] for ex in self]
-    files = {'thumbnail.png': thumbnail_png(first.magnitude[:, frames], torch.stack(masks).amax(0)), 'explanation.json': json.dumps(every.summary(), indent=1).encode()}
+    files = {'thumbnail.png': thumbnail_png(first.magnitude[:, frames], torch.stack(masks).amax(0)), 'explanation.json': json.dumps(every.summary() | ({} if made_of is None else dict(made_of=made_of)), indent=1).encode()}
     for ex, mask, names in zip(every, masks, every.file_names()): files |= zip(names, (*_encoded(ex, speed), mask_png(mask)))
     if report: files |= {'mask.png': tint_png(masks), 'report.html': every.report(where).encode()}
     return _write(folder, files | region_files(where, Path(self.source or '').name))
