@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'DEMO', 'EXPERIMENTS', 'one_line_errors', 'check_options', 'command', 'split_names', 'lmac_explain',
-           'lmac_train', 'lmac_evaluate', 'lmac_experiment', 'lmac_study']
+           'lmac_train', 'lmac_evaluate', 'lmac_experiment', 'lmac_study', 'lmac_overview']
 
 # %% ../nbs/13_cli.ipynb #14cli002
 import inspect, json, math, os, shutil, signal, sys, tempfile, threading, warnings
@@ -17,7 +17,7 @@ from fastcore.script import Param, anno_parser, store_true
 
 from .audio import check_speed, check_time_expansion, make_scene, save_audio, write_atomically
 from .data import exclusive
-from .explain import LMAC, choose_device
+from .explain import LMAC, computing_on
 from .explanation import region_files
 from .pretrained import DEFAULT_EXPLAINER, explainer_folder, load_classifier, write_files
 from .scale.folder import explain_file, explain_folder, find_recordings, read_explanation, said_of
@@ -193,14 +193,14 @@ def lmac_explain(
 ):
     """Hear why: explanation.flac, residual.flac, mask.png, thumbnail.png, report.html and explanation.json for each recording; with several classes, sounds and mask of each; copies of the sounds that are slower or faster, if nobody could hear them; timeline.csv and timeline.png for a long one.
     And see where: regions.csv, regions.txt (labels for Audacity) and regions.selections.txt (Raven), for each recording and for a whole folder"""
-    with one_line_errors('lmac-explain'):
+    with one_line_errors('lmac-explain'), computing_on(device):
         paths = [audio] if isinstance(audio, (str, Path)) else list(audio or ())
         if labels and not any(Path(path).is_dir() for path in paths) and len(paths) < 2: raise ValueError(f"labels are for folders of recordings. Found: {labels!r}.")
         single = len(paths) < 2 and not any(Path(path).is_dir() for path in paths)
         if single and not is_main(): return  # one recording is one process's work
         once = (lambda work: work()) if single else on_main
         files, out = once(lambda: find_recordings(paths)), Path(out)
-        lmac, threshold = LMAC.from_pretrained(explainer, device=device), .5 if binary and threshold is None else threshold
+        lmac, threshold = LMAC.from_pretrained(explainer), .5 if binary and threshold is None else threshold
         options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate, region_threshold=region_threshold) | _several(lmac, target, top)
         options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion, channel=channel).items() if v is not None}
         with _alone(out):
@@ -237,6 +237,7 @@ def lmac_train(
     accumulate:int=None, # Batches per step of the optimiser, instead of the configuration's or 1
     mixed_precision:str='no', # no, bf16 or fp16
     compile:store_true=False, # Compile what is trained (torch.compile)
+    device:str='auto', # Where to compute: auto (an accelerator, if there is one), cpu, cuda, mps
 ):
     "Train a classifier, an explainer for it, fine-tune an explainer for listening, or train the network of Listen to Interpret"
     with one_line_errors('lmac-train'):
@@ -246,7 +247,7 @@ def lmac_train(
         if stage == 'explainer': settings.setdefault('decoder', {})
         out = Path(out or f'runs/{Path(config or STAGES[stage]).stem}')
         out.mkdir(parents=True, exist_ok=True)
-        with _alone(out):
+        with _alone(out), computing_on(device):
             if stage == 'classifier': test = train_classifier(settings, out, mixed_precision, compile)
             elif stage == 'l2i': test = _train_l2i(settings, explainer_folder(classifier), out, mixed_precision, compile)
             else:
@@ -268,9 +269,10 @@ def lmac_evaluate(
     costs:store_true=False, # Measure time and memory as well
     batch_size:int=16, # Clips at a time
     seed:int=0, # Seed of the bootstrap confidence intervals
+    device:str='auto', # Where to compute: auto (an accelerator, if there is one), cpu, cuda, mps
 ):
     "Measure how faithful explanations are: AI, AD, AG, FF, Fid-In, SPS and COMP, soft and binary, as scored and as heard"
-    with one_line_errors('lmac-evaluate'):
+    with one_line_errors('lmac-evaluate'), computing_on(device):
         lmac, contest = LMAC.from_pretrained(explainer), bool(methods or conditions or quick)
         kind = 'benchmark_' if contest else ''
         out = out or f"results/{kind}{Path(explainer).name}_fold{'-'.join(map(str, folds))}.json"
@@ -326,9 +328,10 @@ def lmac_experiment(
     methods:Param('For the sanity checks: methods to check, as for lmac-evaluate, rather than theirs', str, nargs='+')=None,
     quick:store_true=False, # A toy version, to see that it runs
     seed:int=0, # Seed of all random draws
+    device:str='auto', # Where to compute: auto (an accelerator, if there is one), cpu, cuda, mps
 ):
     "Run an experiment on the bundled explainer and write a result file"
-    with one_line_errors('lmac-experiment'):
+    with one_line_errors('lmac-experiment'), computing_on(device):
         run = getattr(import_module(f'lmac.{EXPERIMENTS[name]}'), f'run_{name}')
         chosen = dict(methods=methods) if methods else {}
         if methods and 'methods' not in inspect.signature(run).parameters: raise ValueError(f"Methods can be chosen for the sanity checks only. Found: {name}.")
@@ -358,3 +361,16 @@ def lmac_study(
         for row in found.itertuples(): print(f"{row.file}{f', line {row.line}' if row.line else ''}: {row.fault}")
         if wrong := int((~found.skipped.astype(bool)).sum()): raise ValueError(f"Lines must be answers to the study. Found: {wrong} that are not. Mend or remove them in a copy of the file.")
         print(f"Skipped: {len(found)}; all others are answers." if len(found) else "Nothing is wrong with the answers.")
+
+# %% ../nbs/13_cli.ipynb #cc4fbfa9
+@command
+def lmac_overview(
+    results:Param('Folder of results of lmac-explain', str),
+    out:str=None, # File to write, by default overview.html in that folder
+    top:int=10, # How many suspicions to show
+):
+    "What each class rests on: the explanations of a folder seen together, and what is suspicious about them"
+    with one_line_errors('lmac-overview'):
+        from lmac.evidence.record import needs
+        with needs('lmac[listen]'): from lmac.listen.overview import write_overview
+        print(f"Open {write_overview(results, out, top)} in a browser.")

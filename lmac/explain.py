@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WINDOWED_S', 'GUIDED_ROWS', 'RECIPE', 'AUGMENTATION', 'CLASS_AGNOSTIC', 'WHAT_TO_TRY', 'LMAC', 'choose_device',
-           'exact', 'MaskedClips', 'as_tapped', 'examined', 'training_clips']
+           'computing_on', 'exact', 'MaskedClips', 'as_tapped', 'examined', 'training_clips']
 
 # %% ../nbs/11_explain.ipynb #11explainx003
-import contextlib, copy, json, math, tempfile, time, warnings
+import contextlib, copy, json, math, os, tempfile, time, warnings
 from functools import cached_property, wraps
 from pathlib import Path
 from threading import RLock
@@ -73,6 +73,23 @@ def choose_device(
         raise ValueError(f"device must be auto, cpu, or an accelerator that PyTorch finds on this machine, such as cuda, cuda:1 or mps. Found: {str(name)!r} ({str(e).splitlines()[0][:100]}).") from None
     return device
 
+_DEVICE = [None] # on which explainers compute that are made without naming one
+
+@contextlib.contextmanager
+def computing_on(
+    device, # as for `choose_device`
+):
+    "Inside, explainers are loaded and made on a device, and training takes it; raises `ValueError` for one that there is not"
+    chosen, before, cpu = choose_device(device), _DEVICE[0], os.environ.get('ACCELERATE_USE_CPU')
+    if chosen.type == 'cpu': os.environ['ACCELERATE_USE_CPU'] = 'true'
+    if chosen.type == 'cuda' and chosen.index is not None: torch.cuda.set_device(chosen)
+    _DEVICE[0] = chosen
+    try: yield chosen
+    finally:
+        _DEVICE[0] = before
+        if chosen.type == 'cpu': os.environ.pop('ACCELERATE_USE_CPU') if cpu is None else os.environ.update(ACCELERATE_USE_CPU=cpu)
+
+# %% ../nbs/11_explain.ipynb #ababb429
 @patch
 def to(self:LMAC,
     device, # as for `choose_device`
@@ -539,7 +556,7 @@ def from_pretrained(cls:LMAC,
     **hub, # for the hub: `revision`, `token`, `cache_dir`, `local_files_only`
 ) -> LMAC: # ready to explain
     "Load an explainer; raises `FileNotFoundError` or `ValueError` for what is missing, damaged or does not fit"
-    device = device if device is None else choose_device(device)
+    device = _DEVICE[0] if device is None else choose_device(device)
     found = cls(**load_explainer(name, classifier, **hub))
     return found if device is None else found.to(device)
 
@@ -635,7 +652,8 @@ def for_classifier(cls:LMAC,
     **decoder, # settings of the `MaskDecoder`
 ) -> LMAC: # whose decoder is not trained yet: see `fit`
     "An explainer for any classifier; raises `ValueError` or `TypeError` that says what does not fit, and how to mend it"
-    if device is not None: model = model.to(choose_device(device))
+    device = _DEVICE[0] if device is None else choose_device(device)
+    if device is not None: model = model.to(device)
     model = unwrap(model)
     stft = stft or getattr(getattr(model, 'front_end', front_end), 'stft', None)
     if not isinstance(model, TappedClassifier):

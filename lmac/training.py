@@ -148,6 +148,13 @@ def has_bf16(
 
 # %% ../nbs/08_training.ipynb #85da8061
 @patch
+def repeatable(self:Learner):
+    "Let an NVIDIA device add up in the same order every time, so that a run that was interrupted comes to the same weights; `fit` takes it back"
+    self.before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+@patch
 def prepare(self:Learner):
     "Make the optimiser and the schedule and hand all to accelerate"
     from accelerate import Accelerator, PartialState  # slow to import, and needed in training only
@@ -161,6 +168,7 @@ def prepare(self:Learner):
     self.accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=self.accumulate,
                                    step_scheduler_with_optimizer=False)
     set_seed(self.seed)
+    if self.folder and self.accelerator.device.type == 'cuda': self.repeatable()
     if self.compile: self.task.trained.compile()  # in place: its weights keep their names
     self.optimizer = torch.optim.AdamW(self.task.trained.parameters(), self.lr, weight_decay=self.weight_decay)
     self.task_, self.optimizer = self.accelerator.prepare(self.task, self.optimizer)
@@ -259,6 +267,7 @@ def fit(self:Learner): # a pandas `DataFrame`, one row per epoch
             self.epoch += 1
         self.call('after_fit')
     finally:
+        if hasattr(self, 'before'): torch.use_deterministic_algorithms(self.before[0], warn_only=self.before[1])
         self.task.trained._compiled_call_impl = None  # from here on it computes as it was written
         synchronize_batch_norm(self.task.trained, False)
         self.call('cleanup_fit')

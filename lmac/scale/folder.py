@@ -144,6 +144,7 @@ def explain_file(
     if long and made_of: write_atomically(out / 'explanation.json', json.dumps(read_explanation(out) | dict(made_of=made_of), indent=1).encode())
     return explanation
 
+# %% ../../nbs/scale/folder.ipynb #efd352f2
 def said_of(
     path:Path, # of the recording
     explanation, # of it
