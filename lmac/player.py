@@ -263,7 +263,7 @@ def panels_html(
     whole_s, hz = max(duration_s, end_s), ''.join(_axis(top_hz / 1000, 'kHz', 5)[::-1])
     over = f'<div class="lmac-unheard" style="left:{start_s / whole_s:.3%}"><span>{html.escape(what)}</span></div>' if end_s > start_s else ''
     def panel(title, layers): return (f'<figure><figcaption>{html.escape(title)}</figcaption><div class="lmac-stage"><div class="lmac-hz" aria-hidden="true">{hz}</div>'
-                                      f'<div class="lmac-view"><div class="lmac-layers" style="width:{duration_s / whole_s:.3%}">{layers}</div>{over}</div>')
+                                      f'<div class="lmac-seen"><div class="lmac-layers" style="width:{duration_s / whole_s:.3%}">{layers}</div>{over}</div>')
     drawn = '</div></figure>'.join(panel(*each) for each in panels)
     return (f'<div class="lmac-panels">{drawn}<div class="lmac-s" aria-hidden="true">{"".join(_axis(whole_s, "s", 6))}</div></div></figure>'
             + '<noscript><style>.lmac-panels { display: none }</style></noscript>' * ('data-of=' in drawn) + '</div>')

@@ -22,7 +22,7 @@ from lmac.explain import LMAC
 from lmac.explanation import Explanations
 from lmac.pretrained import sha256_of
 from lmac.pretrained import load_classifier, save_classifier
-from lmac.player import lossless_suffix, mask_png, player_script, static
+from lmac.player import mask_png, player_script, static
 from lmac.spectrogram import STFT, LogMel
 
 pytestmark = pytest.mark.usefixtures('one_thread')
