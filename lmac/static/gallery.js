@@ -7,7 +7,7 @@ function lmacGallery(root, data, { file, noted = {}, save = () => {}, page = fal
   root.lmac?.end()
   const element = (tag, attributes = {}, ...children) => {
     const e = document.createElement(tag)
-    for (const [k, v] of Object.entries(attributes)) if (v !== false && v != null) k.startsWith('on') ? e.addEventListener(k.slice(2), v) : e.setAttribute(k, v === true ? '' : v)
+    for (const [k, v] of Object.entries(attributes)) if (k.startsWith('aria-') ? v != null : v !== false && v != null) k.startsWith('on') ? e.addEventListener(k.slice(2), v) : e.setAttribute(k, v === true && !k.startsWith('aria-') ? '' : v)
     e.append(...children.filter((c) => c != null))
     return e
   }
@@ -30,7 +30,7 @@ function lmacGallery(root, data, { file, noted = {}, save = () => {}, page = fal
   const get = (name, i) => columns[name]?.at(i) ?? null
   const text = (name, i) => String(get(name, i) ?? '')
   const TITLES = { recording: 'recording', label: 'class', predicted_label: 'predicted class', true_label: 'true class', probability: 'p', probability_masked_in: 'p in', probability_masked_out: 'p out',
-    probability_heard: 'p heard', mask_mean: 'kept', verdict: 'verdict', duration_s: 'duration in s', error: 'error', mark: 'mark', note: 'note' }
+    probability_heard: 'p heard', mask_mean: 'kept', verdict: 'verdict', duration_s: 'duration in s', gain_db: 'gain in dB', sample_rate: 'sample rate in Hz', padding_s: 'padding in s', heard_s: 'heard in s', error: 'error', mark: 'mark', note: 'note' }
   const SAYS = { probability: 'probability of the class on the whole recording', probability_masked_in: 'probability of the class on what the mask keeps', mask_mean: 'share of the spectrogram that the mask keeps',
     probability_masked_out: 'probability of the class on the rest', probability_heard: 'probability of the class on the sound that is played' }
   const title = (name) => TITLES[name] ?? name.replaceAll('_', ' ')
@@ -181,7 +181,8 @@ function lmacGallery(root, data, { file, noted = {}, save = () => {}, page = fal
     const names = Object.keys(columns).filter((k) => !columns[k].text && k !== 'class_index' && known(k)), inputs = []
     const lines = names.map((name) => {
       const values = rows.map((i) => get(name, i)).filter((x) => x !== null), ends = [Math.min, Math.max].map((f) => values.reduce((a, b) => f(a, b)))
-      const pair = ['least', 'most'].map((what, k) => element('input', { type: 'number', step: 'any', placeholder: number('', ends[k]), 'aria-label': `${title(name)}, ${what}`, oninput: () => {
+      if (ends[0] === ends[1]) return null
+      const pair = ['least', 'most'].map((what, k) => element('input', { type: 'number', step: 'any', placeholder: +ends[k].toPrecision(3), 'aria-label': `${title(name)}, ${what}`, oninput: () => {
         const [low, high] = pair.map((e) => e.valueAsNumber), none = Number.isNaN(low) && Number.isNaN(high)
         if (none) delete filter.ranges[name]
         else filter.ranges[name] = [Number.isNaN(low) ? -Infinity : low, Number.isNaN(high) ? Infinity : high]
@@ -189,7 +190,7 @@ function lmacGallery(root, data, { file, noted = {}, save = () => {}, page = fal
       } }))
       inputs.push(...pair)
       return element('div', {}, element('span', { title: SAYS[name] }, title(name)), pair[0], '–', pair[1])
-    })
+    }).filter(Boolean)
     const e = element('details', { class: 'lmac-numbers' }, element('summary', {}, 'Numbers'), element('div', { class: 'lmac-ranges' }, ...lines))
     controls.push({ reset: () => { for (const x of inputs) x.value = '' } })
     return lines.length ? e : null
@@ -198,25 +199,26 @@ function lmacGallery(root, data, { file, noted = {}, save = () => {}, page = fal
   const classes = tally((i) => ['label', 'predicted_label', 'true_label'].map((k) => text(k, i))), several = known('label') && rows.some((i) => text('label', i) !== text('predicted_label', i))
   const search = element('input', { type: 'search', placeholder: 'Search', 'aria-label': 'Search in names, classes and notes', oninput: () => set({ text: search.value }) })
   controls.push({ reset: () => { search.value = '' } })
-  const sorter = element('select', { 'aria-label': 'Sort by', onchange: () => sortBy(sorter.value || null, false) }, element('option', { value: '' }, 'as in the table'),
+  const sorter = element('select', { 'aria-label': 'Sort by', onchange: () => sortBy(sorter.value || null, false) }, element('option', { value: '' }, 'sort by …'),
     ...[...Object.keys(columns).filter(known), 'mark', 'note'].map((k) => element('option', { value: k }, title(k))))
   const flip = element('button', { type: 'button', class: 'lmac-flip', 'aria-label': 'The other way round', title: 'The other way round', onclick: () => { if (sort.by) sortBy(sort.by, !sort.down) } }, '↑')
   const reset = element('button', { type: 'button', hidden: true, onclick: () => { clear(); body.focus() } }, 'Show all')
   const exporter = element('button', { type: 'button', title: 'A table of the rows shown, with marks and notes', onclick: () => download() }, 'Export CSV')
   const picker = element('input', { type: 'file', accept: '.csv,text/csv', hidden: true, 'aria-label': 'A table that was exported', onchange: async () => { if (picker.files[0]) take(await picker.files[0].text()); picker.value = '' } })
-  const importer = element('button', { type: 'button', title: 'Take marks and notes from a table that was exported', onclick: () => picker.click() }, 'Import')
+  const importer = element('button', { type: 'button', class: 'lmac-import', title: 'Take marks and notes from a table that was exported', onclick: () => picker.click() }, 'Import')
   const helper = element('button', { type: 'button', 'aria-label': 'Keys', title: 'Keys (?)', onclick: () => help.showModal() }, '?')
   const as = [['label', 'explained'], ['predicted_label', 'predicted'], ['true_label', 'true'], ['any', 'any']].filter(([k]) => k === 'any' || known(k))
   const asChoice = as.length > 2 ? choice('The class as', as, (v) => set({ as: v }), 'label') : null
+  if (asChoice) { asChoice.hidden = true; controls.push({ reset: () => { asChoice.hidden = true } }) }
   const filters = element('div', { class: 'lmac-filters', role: 'group', 'aria-label': 'Filters' }, search,
-    classes.size ? choice('Class', [['', 'all classes'], ...[...classes.keys()].sort(collator.compare).map((k) => [k, k])], (v) => set({ label: v }), '') : null, asChoice,
+    classes.size ? choice('Class', [['', 'all classes'], ...[...classes.keys()].sort(collator.compare).map((k) => [k, k])], (v) => { if (asChoice) asChoice.hidden = !v; set({ label: v }) }, '') : null, asChoice,
     verdicts.length > 1 ? choice('Verdict', [['', 'all verdicts'], ...verdicts.map(([v, k]) => [v, `${v} (${k})`])], (v) => set({ verdict: v }), '') : null,
     labelled ? toggle('wrong', 'Only where the predicted class is not the true one', (v) => set({ wrong: v })) : null, toggle('marked', 'Only what is marked', (v) => set({ marked: v })), numbers(),
     element('span', { class: 'lmac-sort' }, sorter, flip))
   const folded = element('button', { type: 'button', class: 'lmac-fold', 'aria-expanded': 'false', onclick: () => {
     const open = root.toggleAttribute('data-filters')
     folded.setAttribute('aria-expanded', open)
-  } }, 'Filter and sort')
+  } }, 'Filter, sort')
   const heading = element(page ? 'h1' : 'p', { class: 'lmac-name' }, data.title)
   const links = page && (data.links ?? []).length ? element('nav', { 'aria-label': 'Beside this page' }, ...data.links.map(([href, shown]) => element('a', { href }, shown))) : null
   const head = element(page ? 'header' : 'div', { class: 'lmac-head' }, element('div', { class: 'lmac-top' }, element('div', {}, heading, summary()), links),
@@ -236,9 +238,9 @@ function lmacGallery(root, data, { file, noted = {}, save = () => {}, page = fal
   const heads = new Map()
   const headRow = element('div', { role: 'row', class: 'lmac-row lmac-heads', 'aria-rowindex': '1' }, ...COLUMNS.map((name, k) => {
     const h = element('div', { role: 'columnheader', class: `lmac-c-${name.replace('probability', 'p')}${k > 3 && name !== 'verdict' ? ' lmac-num' : ''}`, 'aria-colindex': k + 1 })
-    if (name === 'picture') h.append(element('span', {}, 'heard'))
+    if (name === 'picture') h.append(element('span', {}, 'spectrogram'))
     else {
-      h.append(element('button', { type: 'button', tabindex: '-1', title: SAYS[name] ?? `Sort by ${title(name)}`, 'aria-label': name === 'mark' ? 'mark' : false, onclick: () => { sortBy(name); body.focus({ preventScroll: true }) } }, name === 'mark' ? icon(STAR) : title(name)))
+      h.append(element('button', { type: 'button', tabindex: '-1', title: SAYS[name] ?? `Sort by ${title(name)}`, 'aria-label': name === 'mark' ? 'mark' : null, onclick: () => { sortBy(name); body.focus({ preventScroll: true }) } }, name === 'mark' ? icon(STAR) : title(name)))
       heads.set(name, h)
     }
     return h
@@ -285,7 +287,7 @@ function lmacGallery(root, data, { file, noted = {}, save = () => {}, page = fal
     const e = element('div', { role: 'gridcell', class: `lmac-c-${name.replace('probability', 'p')}${k > 3 && name !== 'verdict' ? ' lmac-num' : ''}`, 'aria-colindex': k + 1 })
     if (name === 'mark') e.append(star(i))
     else if (name === 'picture') e.append(element('button', { type: 'button', tabindex: '-1', class: 'lmac-listen', 'aria-label': `Play ${text('recording', i)}`, title: 'Play (space)',
-      onclick: (x) => { x.stopPropagation(); i === current && playing ? pause() : (select(i), play()) } }, frame(i, element('b', { class: 'lmac-head-line' })), element('span', { class: 'lmac-glyph' }, icon(PLAY))))
+      onclick: (x) => { x.stopPropagation(); i === current && playing ? pause() : (select(i), play()) } }, frame(i, element('b', { class: 'lmac-head-line', hidden: true })), element('span', { class: 'lmac-glyph' }, icon(PLAY))))
     else if (name === 'recording') {
       const whole = text(name, i), cut = whole.lastIndexOf('/') + 1
       e.append(element('span', { class: 'lmac-file', title: whole }, whole.slice(cut) || whole), element('small', {}, [whole.slice(0, cut).replace(/\/$/, ''), note(i) && `“${note(i).replace(/\s+/g, ' ').slice(0, 80)}”`].filter(Boolean).join(' · ')))
@@ -307,7 +309,7 @@ function lmacGallery(root, data, { file, noted = {}, save = () => {}, page = fal
   }
   function later() { waiting ||= requestAnimationFrame(() => { waiting = 0; render() }) }
   function render(anew = false) {
-    height = parseFloat(getComputedStyle(root).getPropertyValue('--lmac-row')) || 60
+    height = parseFloat(getComputedStyle(main).getPropertyValue('--lmac-row')) || 60
     spacer.style.height = `${order.length * height}px`
     nothing.hidden = order.length > 0
     nothing.textContent = n ? 'Nothing is left: the filters are too narrow.' : 'The table has no rows. Explain a folder of recordings: lmac-explain RECORDINGS --out FOLDER'
@@ -518,7 +520,7 @@ function lmacGallery(root, data, { file, noted = {}, save = () => {}, page = fal
     detail.replaceChildren(failed(i) ? element('p', { class: 'lmac-error' }, text('error', i)) : big,
       ...(failed(i) ? [] : [element('p', { class: 'lmac-class' }, element('b', {}, text('label', i)), ` ${number('probability', get('probability', i))}`, says(i) ? element('span', {}, ` · ${says(i)}`) : null),
         text('verdict', i) ? element('p', { class: 'lmac-says' }, dot(verdict(i)), text('verdict', i)) : null]),
-      ...(report ? [element('p', {}, element('a', { href: report, target: '_blank', rel: 'noopener' }, 'Report'))] : []),
+      ...(report ? [element('p', {}, element('a', { class: 'lmac-report', href: report, target: '_blank', rel: 'noopener' }, 'Open the report'))] : []),
       element('label', { for: `${uid}-note` }, 'Note'), area,
       element('table', {}, element('tbody', {}, ...all.map((k) => element('tr', {}, element('th', { scope: 'row', title: SAYS[k] }, title(k)), element('td', {}, number(k, get(k, i))))))))
     clock()
