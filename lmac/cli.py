@@ -234,7 +234,7 @@ def lmac_explain(
     overwrite:store_true=False, # Explain again what has been explained already, and replace another recording's results
     region_threshold:float=None, # Value of the mask above which a bin belongs to a region; None: 0.5, or 0.9 of a mask in decibels
 ):
-    """Hear why: explanation.wav, residual.wav, mask.png, report.html and explanation.json for each recording; with several classes, sounds and mask of each; copies of the sounds that are slower or faster, if nobody could hear them; timeline.csv and timeline.png for a long one.
+    """Hear why: explanation.flac, residual.flac, mask.png, thumbnail.png, report.html and explanation.json for each recording; with several classes, sounds and mask of each; copies of the sounds that are slower or faster, if nobody could hear them; timeline.csv and timeline.png for a long one.
     And see where: regions.csv, regions.txt (labels for Audacity) and regions.selections.txt (Raven), for each recording and for a whole folder"""
     with one_line_errors('lmac-explain'):
         paths = [audio] if isinstance(audio, (str, Path)) else list(audio or ())

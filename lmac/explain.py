@@ -23,6 +23,7 @@ from .data import ClipDataset, audio_files, loader
 from .decoder import MaskDecoder
 from .explanation import VERDICTS, Explanation, Explanations, judge
 from .masking import ExtendedMaskingLoss, MaskingLoss, apply_mask, binarize, loudest_bins
+from .player import lossless_suffix
 from .pretrained import DEFAULT_EXPLAINER, SAMPLE, as_markdown, load_explainer, model_card, save_explainer
 from .spectrogram import STFT, default_stft
 from .training import Constraints, ExplainerTask, LoudestTask, fit_task
@@ -357,8 +358,9 @@ def write_share(self:LMAC,
     ex.source = Path(ex.source).name if ex.source else None
     ex.save(folder / 'sample')
     save_audio(folder / 'sample' / 'input.wav', ex.waveform, ex.sample_rate)
+    Path(folder, 'sample', 'figure.png').write_bytes(ex.png())
     what = 'A synthetic scene, of a dog in the rain. ' if scene else ''
-    card = model_card(self.classifier, self.provenance, SAMPLE.format(sentence=what + as_markdown(ex.sentence())), licence, include_classifier)
+    card = model_card(self.classifier, self.provenance, SAMPLE.format(sentence=what + as_markdown(ex.sentence()), suffix=lossless_suffix(ex.sample_rate)), licence, include_classifier)
     Path(folder, 'README.md').write_text(card, encoding='utf-8')
     return folder
 

@@ -443,9 +443,9 @@ SAMPLE = """
 
 | the recording | the explanation | the rest |
 | --- | --- | --- |
-| <audio controls src="sample/input.wav"></audio> | <audio controls src="sample/explanation.wav"></audio> | <audio controls src="sample/residual.wav"></audio> |
+| <audio controls src="sample/input.wav"></audio> | <audio controls src="sample/explanation{suffix}"></audio> | <audio controls src="sample/residual{suffix}"></audio> |
 
-![Input, mask and explanation](sample/mask.png)
+![Input, mask and explanation](sample/figure.png)
 """
 
 # %% ../nbs/09_pretrained.ipynb #09pretrainedx026
