@@ -392,8 +392,8 @@ function lmacGallery(root, data, { file, noted = {}, save = () => {}, page = fal
     if (kind === heard) { playing = false; tell(lost[kind]); lit(); clock() }
     for (const b of kinds) if (b.dataset.kind === kind) b.classList.add('lmac-lost')
   }
-  function stop() {
-    pause()
+  function stop() { pause(); unload() }
+  function unload() {
     for (const a of Object.values(sounds)) { a.removeAttribute('src'); a.load() }
     loaded = null
     lost = {}
@@ -403,7 +403,7 @@ function lmacGallery(root, data, { file, noted = {}, save = () => {}, page = fal
   }
   async function ready(kind) {                              // the sound's element with its address, or null
     const i = current, a = sounds[kind]
-    if (loaded !== i) { stop(); loaded = i }
+    if (loaded !== i) { unload(); loaded = i }
     if (!a.getAttribute('src')) {
       const url = await (asked[kind] ??= Promise.resolve(file(i, kind)).catch(() => null))
       if (loaded !== i) return null
@@ -503,7 +503,7 @@ function lmacGallery(root, data, { file, noted = {}, save = () => {}, page = fal
   // one row in full
 
   const detailStar = element('span', {}), detail = element('div', { class: 'lmac-detail' })
-  const details = element('aside', { class: 'lmac-details', 'aria-label': 'Details', hidden: true },
+  const details = element('section', { class: 'lmac-details', 'aria-label': 'Details', hidden: true },
     element('div', { class: 'lmac-detail-head' }, detailStar, element('strong', { id: `${uid}-of`, tabindex: '-1' }), element('button', { type: 'button', 'aria-label': 'Close', title: 'Close (Esc)', onclick: () => { close(); body.focus() } }, '×')), detail)
   function open() { if (current === null) step(1); if (current === null) return; details.hidden = false; root.toggleAttribute('data-open', true); fill(); render(); reveal() }
   function close() { details.hidden = true; root.toggleAttribute('data-open', false); render(); reveal() }
