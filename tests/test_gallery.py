@@ -170,7 +170,7 @@ def test_columns_hold_what_the_table_does(tmp_path):
         found, column = decoded(data, name), rows[name]
         if pd.api.types.is_numeric_dtype(column): np.testing.assert_allclose(np.array(found, float), column.to_numpy(float), rtol=1e-4)
         else: assert found == ["" if pd.isna(x) else x for x in column]
-    assert "k" in data["columns"]["label"] and data["columns"]["threshold"] == dict(of=[None])
+    assert "k" in data["columns"]["label"] and data["columns"]["threshold"] == dict(text=1, of=[""])
 
 
 # the page
@@ -266,7 +266,7 @@ def test_filters(opened, twelve):
     assert left() == where((rows.true_label == "rain") | (rows.label == "rain"))
     page.get_by_role("button", name="Show all").click()
     for verdict, rule in [("explains", (rows.verdict == "explains")), ("failed", rows.error != "")]:
-        page.get_by_label("Verdict").select_option(verdict)
+        page.get_by_label("Verdict", exact=True).select_option(verdict)
         assert left() == where(rule)
     page.get_by_role("button", name="Show all").click()
     page.get_by_label("Search in names").fill("DOG 00")
@@ -346,7 +346,8 @@ def test_the_next_one_plays_on_and_a_failed_one_says_why(opened, twelve):
     page.locator(".lmac-listen").nth(2).click()
     at(page, .05, "sound")
     page.keyboard.press("j")
-    assert at(page, .05, "sound") and state(page)["current"] == 3
+    at(page, .05, "sound")
+    assert state(page)["current"] == 3
     page.locator("[data-row='5']").click()
     page.keyboard.press(" ")
     page.wait_for_selector(".lmac-told:has-text('was not explained: siren/005.wav holds no sound')")
@@ -387,7 +388,7 @@ def test_marks_and_notes_are_kept_and_adopted_by_a_later_table(opened, browser, 
 
 def test_marks_where_nothing_can_be_kept(opened, twelve):
     page = opened(twelve)
-    page.evaluate("Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') }")
+    page.evaluate("() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') } }")
     page.keyboard.press("j")
     page.keyboard.press("m")
     page.keyboard.press("j")
@@ -463,8 +464,8 @@ def test_names_of_strangers_are_text(opened, tmp_path):
 def test_a_gallery_whose_files_were_moved(opened, tmp_path):
     out = results(tmp_path, 4)
     file = write_gallery(out)
-    elsewhere = tmp_path/"elsewhere"/"index.html"
-    elsewhere.parent.mkdir()
+    elsewhere = tmp_path/"quite"/"elsewhere"/"index.html"
+    elsewhere.parent.mkdir(parents=True)
     file.rename(elsewhere)
     page = opened(elsewhere, moved=True)
     page.wait_for_selector("text=Some pictures are not where they were")
@@ -473,6 +474,7 @@ def test_a_gallery_whose_files_were_moved(opened, tmp_path):
     page.keyboard.press(" ")
     page.wait_for_selector(".lmac-told:has-text('The explanation of dog/000.wav can’t be played: ./dog/000/explanation.flac is not there')")
     page.keyboard.press("a")
+    page.keyboard.press(" ")
     page.wait_for_selector(".lmac-told:has-text('The input of dog/000.wav')")
     page.keyboard.press("j")
     assert page.locator(".lmac-told").inner_text() == "" and state(page)["current"] == 1
@@ -491,7 +493,7 @@ def test_an_input_that_browsers_do_not_play(opened, tmp_path):
     page.wait_for_selector(".lmac-told:has-text('../recordings/rain/001.wav is not there, or the browser does not know its format')")
     page.keyboard.press("a")
     page.keyboard.press(" ")
-    assert at(page, .1, "sound")
+    at(page, .1, "sound")
 
 
 @pytest.mark.parametrize("content", ["", "recording,explanation,error\n"])
@@ -549,7 +551,7 @@ def test_without_scripts_it_says_so(browser, twelve):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(twelve.as_uri())
-    assert page.get_by_text("The gallery needs JavaScript; the same table is in explanations.csv.").is_visible()
+    assert "The gallery needs JavaScript; the same table is in explanations.csv." in page.locator("body").inner_text()
     context.close()
 
 
@@ -611,9 +613,9 @@ def test_the_form_without_a_kernel_is_a_gallery_where_scripts_run(opened, browse
     file.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Static</title><body><main>{page}</main>')
     tab = opened(file)
     tab.locator(".lmac-listen").nth(1).click()
-    assert at(tab, .1, "sound")
+    at(tab, .1, "sound")
     tab.locator(".lmac-grid").press("a")
-    assert at(tab, .1, "input")
+    at(tab, .1, "input")
     tab.wait_for_function("document.querySelector('.lmac-frame img').naturalWidth === 240")
     context = browser.new_context(java_script_enabled=False)
     plain = context.new_page()
@@ -638,7 +640,7 @@ def test_without_the_extra_there_is_a_page_and_a_table(tmp_path):
 def test_from_explanations_to_sounds_that_play(opened, tmp_path):
     lmac, rows = LMAC.from_pretrained(), []
     for i, name in enumerate(("dog", "siren")):
-        path = save_audio(tmp_path/f"{name}.wav", make_scene({name: 0, "rain": -8}, 1., seed=i).waveform, RATE)
+        path = save_audio(tmp_path/f"{name}.wav", make_scene({name: 0, "rain": -8}, 4., seed=i).waveform, RATE)
         ex = lmac.explain(path)
         folder = ex.save(tmp_path/"out"/name)
         assert next(folder.glob("explanation.[fw][la][av]*"))
@@ -648,8 +650,9 @@ def test_from_explanations_to_sounds_that_play(opened, tmp_path):
     for kind, key in (("sound", " "), ("input", "a"), ("rest", "r")):
         if kind == "sound": page.keyboard.press("j")
         page.keyboard.press(key)
-        assert at(page, .05, kind) and state(page)["duration"] == pytest.approx(1, abs=.01)
-        page.evaluate("document.querySelector('.lmac-gallery').lmac.seek(0)")
+        at(page, .05, kind)
+        assert state(page)["duration"] == pytest.approx(4, abs=.01)
     page.wait_for_function("document.querySelector('.lmac-frame img').naturalWidth > 100")
     page.keyboard.press("j")
-    assert at(page, .05, "rest") and state(page)["lost"] == {}
+    at(page, .01, "rest")
+    assert state(page)["lost"] == {}

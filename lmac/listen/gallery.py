@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'STATIC_BYTES', 'STATIC_ROWS', 'gallery_rows', 'gallery_data', 'write_gallery', 'Gallery']
 
-# %% ../../nbs/listen/gallery.ipynb #af255712
+# %% ../../nbs/listen/gallery.ipynb #4f63071a
 import hashlib, html, json, math, mimetypes, os
 from base64 import b64encode
 from collections import Counter
@@ -20,7 +20,7 @@ from ..evidence.record import needs
 from ..explanation import Explanation, Explanations, speed_suffix
 from ..player import data_uri, lossless_suffix, static, thumbnail_png
 
-# %% ../../nbs/listen/gallery.ipynb #fbc84440
+# %% ../../nbs/listen/gallery.ipynb #a0dd0db6
 _TEXTS = ('recording', 'explanation', 'source', 'true_label', 'predicted_label', 'label', 'verdict', 'contrast', 'error', 'silent') # columns that are text whatever stands in them
 
 def _typed(column):
@@ -40,7 +40,7 @@ def _read_table(folder):
     if 'recording' not in table: raise ValueError(f"{file} was expected to have a column 'recording', as lmac-explain writes it. Found: {', '.join(table)}.")
     return table.apply(_typed)
 
-# %% ../../nbs/listen/gallery.ipynb #2efef6c5
+# %% ../../nbs/listen/gallery.ipynb #657137fd
 def _names(folder):
     "Names of what is in a folder"
     try: return sorted(os.listdir(folder))
@@ -67,20 +67,20 @@ def _row_files(folder, label, speed, several):
     return dict(sound=_sound(names, 'explanation', speed), rest=_sound(names, 'residual', speed),
                 picture=next((name for name in names if name.startswith('thumbnail') and name.endswith('.png')), ''), report='report.html' if 'report.html' in names else '')
 
-# %% ../../nbs/listen/gallery.ipynb #ca3a1e84
+# %% ../../nbs/listen/gallery.ipynb #9abc2400
 _PLAIN = "/!'()*~" # what JavaScript's encodeURIComponent leaves alone, too
 
 def _addresses(sources, folder):
     "Addresses of recordings for a page in the folder; '' for those that are not known"
     given, folder = [source for source in sources if source and not Path(source).is_absolute()], Path(folder).absolute()
     bases = [Path.cwd(), *folder.parents]
-    base = next((base for base in bases if any((base/source).is_file() for source in given[:20])), bases[0])
+    base = next((base for base in bases if any(os.path.isfile(base/source) for source in given[:20])), bases[0])
     def address(source):
         try: return quote(os.fsencode(Path(os.path.relpath(base/source, folder)).as_posix()), safe=_PLAIN)
         except ValueError: return (base/source).as_uri()  # on another drive
     return [source and address(source) for source in sources]
 
-# %% ../../nbs/listen/gallery.ipynb #8074b9e5
+# %% ../../nbs/listen/gallery.ipynb #f3564595
 KINDS = ('picture', 'sound', 'input', 'rest') # files of a row: thumbnail, what the mask keeps, the whole recording, what is left out
 
 def _folder_rows(folder):
@@ -104,7 +104,7 @@ def _flat(explanations):
     if wrong: raise TypeError(f"A results folder or a list of explanations was expected. Found in the list: {', '.join(sorted(wrong))}.")
     return found
 
-# %% ../../nbs/listen/gallery.ipynb #c9ddbc01
+# %% ../../nbs/listen/gallery.ipynb #1f1d4113
 def gallery_rows(
     what, # results folder of `lmac-explain`, or a list of explanations
     true_labels=None, # of a list: the true class of each, where it is known; a folder's are in its table
@@ -120,7 +120,7 @@ def gallery_rows(
     found = pd.DataFrame(rows or None, columns=None if rows else ['recording']).drop(columns=['source', 'probabilities', 'lmac_version'], errors='ignore')
     return found.assign(recording=[name.replace(os.sep, '/') for name in found.recording])
 
-# %% ../../nbs/listen/gallery.ipynb #eedb9ebe
+# %% ../../nbs/listen/gallery.ipynb #8391f329
 def _encoded(column):
     "A column for the page: values, or the different ones and which of them each row has"
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
@@ -136,7 +136,7 @@ def _once(values):
         return dict(of=list(of)) | ({} if len(of) == 1 else dict(k=[places[x] for x in values]))
     return dict(v=values)
 
-# %% ../../nbs/listen/gallery.ipynb #64b4ff2e
+# %% ../../nbs/listen/gallery.ipynb #14917603
 def gallery_data(
     rows:pd.DataFrame, # of `gallery_rows`
     title:str='Explanations', # what stands above
@@ -151,7 +151,7 @@ def gallery_data(
         found['files'] |= dict(above=above, input=_once([None if above is not None and x == above + end else x for x, end in zip(rows.input, ends)]))
     return found | dict(hash=hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()[:16])
 
-# %% ../../nbs/listen/gallery.ipynb #197dd2d9
+# %% ../../nbs/listen/gallery.ipynb #0c9493bb
 def _page(data):
     "A gallery as a page of its own"
     def inside(text): return text.replace('<', '\\u003c')
@@ -173,7 +173,7 @@ def write_gallery(
     links = [[name, shown] for name, shown in (('overview.html', 'Overview'), ('explanations.csv', 'Table')) if (folder/name).is_file()]
     return write_atomically(folder/'index.html', _page(data | dict(name=folder.absolute().name, links=links, slowed=1)).encode())
 
-# %% ../../nbs/listen/gallery.ipynb #04a6eda0
+# %% ../../nbs/listen/gallery.ipynb #d38b2a26
 class Gallery:
     "Explanations to look through, listen to and mark: a widget for a notebook, and a table with sounds where there is no kernel"
     def __init__(self,
@@ -191,7 +191,7 @@ class Gallery:
         except ImportError: bundle = {}  # without lmac[listen] there is the table
         return (bundle[0] if isinstance(bundle, tuple) else bundle or {}) | {'text/html': self.static()}
 
-# %% ../../nbs/listen/gallery.ipynb #cb3256dc
+# %% ../../nbs/listen/gallery.ipynb #8547b407
 @patch
 def file(self:Gallery,
     row:int, # its number in `rows`
@@ -212,7 +212,7 @@ def _made(ex, kind):
     sound = dict(sound=ex.audio, input=ex.waveform, rest=ex.residual)[kind]
     return encode_audio(*at_speed(fit_peak(sound)[0], ex.sample_rate, ex.playing_speed), '.flac'), 'audio/flac'
 
-# %% ../../nbs/listen/gallery.ipynb #8d4b7785
+# %% ../../nbs/listen/gallery.ipynb #1e7b0d1a
 STATIC_BYTES = 2_000_000 # of pictures and sounds at most in a notebook's file
 STATIC_ROWS = 50 # in it at most
 
@@ -235,7 +235,7 @@ def static(self:Gallery) -> str: # HTML that works wherever it is put
     run = f"(function(){{{static('gallery.js')}\nfor (const f of document.currentScript.parentElement.querySelectorAll('.lmac-gallery')) lmacGalleryStatic(f)}})()"
     return f'<style>{static("gallery.css")}</style><div class="lmac-gallery" data-gallery="{data}">{table}</div><script>{run}</script>'
 
-# %% ../../nbs/listen/gallery.ipynb #ee16d9d9
+# %% ../../nbs/listen/gallery.ipynb #7382e582
 def _widget_of(gallery):
     "A widget that shows a gallery; raises `ImportError` without lmac[listen]"
     with needs('lmac[listen]'): import anywidget, traitlets

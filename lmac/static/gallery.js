@@ -369,7 +369,7 @@ function lmacGallery(root, data, { file, noted = {}, save = () => {}, page = fal
   function step(by) {
     if (!order.length) return
     const p = order.indexOf(current)
-    select(order[Math.min(Math.max(p < 0 ? (by > 0 ? 0 : order.length - 1) : p + by, 0), order.length - 1)])
+    select(order[Math.min(Math.max((p < 0 && by < 0 ? order.length : p) + by, 0), order.length - 1)])
   }
   function mark(i, yes = !marked(i)) { change([[i, { mark: yes }]]); refresh(i); if (filter.marked) apply() }
 
