@@ -19,7 +19,7 @@ from PIL import Image
 
 from lmac.audio import make_scene, save_audio
 from lmac.explain import LMAC
-from lmac.listen.gallery import KINDS, Gallery, gallery_data, gallery_rows, write_gallery
+from lmac.listen.gallery import FILE_KINDS, Gallery, gallery_data, gallery_rows, write_gallery
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"docs"))
@@ -577,7 +577,7 @@ def test_files_of_explanations_in_memory_and_of_a_folder(tmp_path):
     ex = lmac.explain(scene.waveform, RATE)
     gallery = Gallery([ex, lmac.explain(scene.waveform, RATE, targets=["dog", "rain"])], true_labels=["dog", "rain"])
     assert list(gallery.rows.recording) == ["clip 1", "clip 2", "clip 3"] and list(gallery.rows.true_label) == ["dog", "rain", "rain"]
-    for kind in KINDS: assert len(gallery.file(0, kind)[0]) > 1000
+    for kind in FILE_KINDS: assert len(gallery.file(0, kind)[0]) > 1000
     assert gallery.file(0, "picture")[1] == "image/png" and gallery.file(0, "sound")[1] == "audio/flac"
     saved = Gallery(results(tmp_path, 3, failed=[2]))
     assert saved.file(1, "rest")[0] == (tmp_path/"out"/"rain"/"001"/"residual.flac").read_bytes() and saved.file(2, "sound") is None
