@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ARCHIVES', 'TEXT_COLUMNS', 'data_root', 'cache_root', 'exclusive', 'audio_files', 'decode_clip',
            'explain_write_errors', 'ClipDataset', 'folder_table', 'folder_dataset', 'Archive', 'has_dataset', 'fetch',
-           'download', 'read_table', 'esc50', 'urbansound8k', 'is_huggingface', 'open_huggingface', 'huggingface_row',
-           'as_file', 'hf_recordings', 'from_huggingface', 'snr_db', 'match_length', 'mix_at_snr', 'loader']
+           'download', 'read_table', 'esc50', 'urbansound8k', 'is_huggingface', 'open_huggingface', 'plain_rows',
+           'huggingface_row', 'as_file', 'hf_recordings', 'from_huggingface', 'snr_db', 'match_length', 'mix_at_snr',
+           'loader']
 
 # %% ../nbs/03_data.ipynb #02data002
 import copy, glob, hashlib, json, lzma, math, os, shutil, struct, tarfile, tempfile, zipfile, zlib
@@ -538,8 +539,11 @@ def _find_columns(rows, audio, label):
         label = found[0] if found else None
     return audio, label, getattr(types.get(label), 'names', None)
 
-def _plain_rows(rows, audio=None, label=None):
-    "A data set whose sounds stay as they were put in and which has what we need only; names of the columns of sound and class; names of the classes"
+def plain_rows(
+    rows, # `Dataset` or `IterableDataset` of Hugging Face
+    audio:str=None, label:str=None, # columns of sounds and classes; None: found by their types
+) -> tuple: # the same with these columns only and sounds as they were put in; the names of both columns; the names of the classes, or None
+    "What there is to read; raises `ValueError` where columns are not clear"
     rows = rows.with_format(None)
     audio, label, names = _find_columns(rows, audio, label)
     if rows.features and type(rows.features[audio]).__name__ == 'Audio':
@@ -601,7 +605,7 @@ def hf_recordings(
     "The recordings of a data set, each under a name of its own, as they were put in; raises `ValueError` where columns are not clear"
     dataset, taken = open_huggingface(dataset), set()
     for split in dataset if hasattr(dataset, 'keys') else [None]:
-        rows, *columns = _plain_rows(dataset if split is None else dataset[split], audio, label)
+        rows, *columns = plain_rows(dataset if split is None else dataset[split], audio, label)
         for i, row in enumerate(rows):
             name, recording, text = huggingface_row(row, i, *columns)
             if name.casefold() in taken: name = f'{Path(name).stem}-{split or ""}{i:06d}{Path(name).suffix}'
@@ -618,7 +622,7 @@ def _rows_of(dataset, audio, label, n_folds):
     "Yield name, recording, class and fold of each row, and the names of the classes, None if the column has none"
     splits = list(dataset) if hasattr(dataset, 'keys') else [None]
     for k, split in enumerate(splits, 1):
-        rows, *columns = _plain_rows(dataset if split is None else dataset[split], audio, label)
+        rows, *columns = plain_rows(dataset if split is None else dataset[split], audio, label)
         for i, row in enumerate(rows):
             name, recording, text = huggingface_row(row, i, *columns)
             yield name, recording, text, row['fold'] if 'fold' in row else k if len(splits) > 1 else _stem_fold(f'{i} {name}', n_folds), columns[-1]
