@@ -140,7 +140,7 @@ def check_settings_and_errors(recordings, out, explainer):
     save_audio(broken, make_scene({'rain': 0}, .5).waveform, 16000)
     try: table = table_of(explain(recordings, explainer, out, retry=True, progress=False))
     finally: broken.write_bytes(bad)
-    assert len(table) == len(set(table.source)) == N and not table.error.any()
+    assert len(table) == len(set(table.source)) == N and not ''.join(table.error)
 
 
 STOPPED = """
@@ -181,7 +181,7 @@ def test_a_ray_dataset_and_recordings_of_minutes(engine, quick, recordings, tmp_
     assert table.error.ne('').tolist() == [False, True, False] and table.true_label.tolist() == ['rain', 'rain', 'siren']
     row = table.iloc[2]
     assert row.duration_s == pytest.approx(31) and row.timeline.startswith('start_s') and json.loads(row.explanation_json)['windows'] > 100
-    folder = to_folder(engine.data.from_arrow(__import__('pyarrow').Table.from_pandas(table.reset_index(), preserve_index=False)), tmp_path/'out')
+    folder = to_folder(engine.data.from_pandas(table.reset_index()), tmp_path/'out')
     rows = pd.read_csv(folder/'explanations.csv', keep_default_na=False)
     assert not set(rows) & set(SOUND_COLUMNS) and {'recording', 'explanation', 'source', 'error', 'true_label', 'verdict'} <= set(rows)
     places = dict(zip(rows.source, rows.explanation))
@@ -196,7 +196,7 @@ def test_data_sets_of_hugging_face(engine, quick, recordings, stream):
     paths = [recordings/'site 0'/f'{i}.wav' for i in range(3)]
     data = datasets.Dataset.from_list([dict(audio=dict(bytes=p.read_bytes(), path='same.wav'), label=f'class {i}') for i, p in enumerate(paths)]).cast_column('audio', datasets.Audio())
     table = explain(data.to_iterable_dataset() if stream else data, quick, workers=1).to_pandas().sort_values('true_label')
-    assert not table.error.any() and table.true_label.tolist() == ['class 0', 'class 1', 'class 2'] and len(set(table.recording)) == 3
+    assert not ''.join(table.error) and table.true_label.tolist() == ['class 0', 'class 1', 'class 2'] and len(set(table.recording)) == 3
     for path, row in zip(paths, table.itertuples()): assert row.explanation == encode_audio(quick.explain(path).audio, 16000, '.flac')
 
 

@@ -6,7 +6,7 @@
 __all__ = ['SOUND_COLUMNS', 'start_ray', 'list_recordings', 'result_schema', 'result_row', 'explain', 'read_results',
            'result_files', 'to_folder']
 
-# %% ../../nbs/scale/cluster.ipynb #462f09f7
+# %% ../../nbs/scale/cluster.ipynb #d25ea157
 import copy, hashlib, json, logging, math, os, tempfile, warnings
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
@@ -24,7 +24,7 @@ from ..masking import binarize
 from ..pretrained import DEFAULT_EXPLAINER, module_bytes, write_files
 from .long import LONG_S, explain_stream, length_s
 
-# %% ../../nbs/scale/cluster.ipynb #11669ddc
+# %% ../../nbs/scale/cluster.ipynb #63688d65
 _QUIET = dict(RAY_USAGE_STATS_ENABLED='0', RAY_BACKEND_LOG_LEVEL='fatal', RAY_DATA_DISABLE_PROGRESS_BARS='1') # of Ray's environment, unless it says otherwise
 
 def start_ray(
@@ -47,7 +47,7 @@ def start_ray(
     for name in ('ray.data', 'ray._private'): logging.getLogger(name).setLevel(logging.ERROR)
     return ray
 
-# %% ../../nbs/scale/cluster.ipynb #2cd47d6a
+# %% ../../nbs/scale/cluster.ipynb #096150ea
 def _filesystem(path, filesystem=None):
     "Arrow's file system and the path on it, and what to put before such a path to have an address"
     from pyarrow import fs
@@ -84,7 +84,7 @@ def list_recordings(
     base = str(Path(paths).absolute()) if whole else os.path.commonpath([os.path.dirname(place) for place in places.values()]) if len({place[:1] == '/' for place in places.values()}) == 1 else ''
     return [dict(source=f, recording=printable(places[f][len(base):].lstrip('/\\'))) for f in sorted(found)]
 
-# %% ../../nbs/scale/cluster.ipynb #e4c9562d
+# %% ../../nbs/scale/cluster.ipynb #2b12437e
 _TEXTS = ('recording', 'source', 'true_label', 'error', 'predicted_label', 'label', 'verdict', 'contrast', 'lmac_version', 'settings')
 _NUMBERS = ('probability', 'probability_masked_in', 'probability_masked_out', 'probability_heard', 'mask_mean', 'threshold', 'probability_contrast', 'probability_contrast_heard',
             'gain_db', 'duration_s', 'heard_s', 'padding_s', 'playing_speed')
@@ -98,7 +98,7 @@ def result_schema(): # a `pyarrow.Schema`
     kinds |= dict.fromkeys(SOUND_COLUMNS[:3], pa.large_binary()) | dict.fromkeys(SOUND_COLUMNS[3:], pa.large_string())
     return pa.schema([(name, kinds[name]) for name in order])
 
-# %% ../../nbs/scale/cluster.ipynb #725cc9f5
+# %% ../../nbs/scale/cluster.ipynb #cebcbe04
 def _thumbnail(explanation): # PNG, or nothing where `lmac.player` has no `thumbnail_png` yet
     from lmac import player
     frames = slice(explanation.n_frames)
@@ -127,7 +127,7 @@ def _long_row(found, known):
         error='', label=label, predicted_label=most('predicted_label'), class_index=found.labels.index(label) if label in found.labels else None, verdict='', silent=not len(parts),
         explanation_json=json.dumps(about))
 
-# %% ../../nbs/scale/cluster.ipynb #034f7082
+# %% ../../nbs/scale/cluster.ipynb #2e32f98e
 def _one_line(e): return ' '.join(str(e).split()) or type(e).__name__
 
 def _contents(row, filesystem=None, rows=None):
@@ -155,7 +155,7 @@ def _decode(table, rate, channel, time_expansion, filesystem, dataset):
     types = [('recording', pa.string()), ('source', pa.string()), ('true_label', pa.string()), ('error', pa.string()), ('waveform', pa.large_binary()), ('bytes', pa.large_binary())]
     return pa.Table.from_pylist(rows, pa.schema(types))
 
-# %% ../../nbs/scale/cluster.ipynb #6812cfb2
+# %% ../../nbs/scale/cluster.ipynb #0152db41
 class _Actor:
     "The second stage, in a process of its own that holds the explainer"
     def __init__(self, explainer, settings, options, device):
@@ -194,7 +194,7 @@ class _Actor:
         with as_file(Path(row['source']) if row['bytes'] is None else row['bytes'], row['recording']) as path, tempfile.TemporaryDirectory() as folder:
             return _long_row(explain_stream(self.explainer, path, folder, suffix='.flac', progress=False, **self.options), known)
 
-# %% ../../nbs/scale/cluster.ipynb #9d6c552c
+# %% ../../nbs/scale/cluster.ipynb #9160d874
 _SHARE = .25 # of a processor, for what reads and writes
 
 def _blocks(ray, rows, size):
@@ -229,7 +229,7 @@ def _stream_source(ray, dataset, size, skip):
         def get_read_tasks(self, parallelism, *_, **__): return [ReadTask(tables, BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))]
     return ray.data.read_datasource(Stream(), ray_remote_args=dict(num_cpus=_SHARE))
 
-# %% ../../nbs/scale/cluster.ipynb #69766f67
+# %% ../../nbs/scale/cluster.ipynb #25a6db59
 def _hf_rows(dataset):
     "Rows of a data set of Hugging Face that has numbers, and what a worker needs to look them up"
     rows, *columns = plain_rows(dataset)
@@ -258,7 +258,7 @@ def _inputs(ray, recordings, size, done, filesystem, labels):
     left = [row for row in rows if row['source'] not in done]
     return (_blocks(ray, left, size(len(left))) if left else None), len(left), len(rows) - len(left), reference
 
-# %% ../../nbs/scale/cluster.ipynb #77f4a686
+# %% ../../nbs/scale/cluster.ipynb #e45b12d1
 def _write(table, out, filesystem):
     "The third stage: write a block as a Parquet file, and pass on the names"
     import pyarrow.parquet as pq
@@ -296,7 +296,7 @@ def _done(out, filesystem, settings, retry):
         done |= set(table['source'].to_pylist()) - bad
     return done
 
-# %% ../../nbs/scale/cluster.ipynb #792f3535
+# %% ../../nbs/scale/cluster.ipynb #e1fe8c0c
 def _settings_of(explainer, options):
     "12 hexadecimal digits, the same for the same weights, options and version only"
     about = json.dumps([explainer.stft.config, explainer.domain, options, __version__], sort_keys=True, default=str)
@@ -324,7 +324,7 @@ def _in_store(ray, explainer):
     held = explainer if explainer.device.type == 'cpu' else copy.deepcopy(explainer).to('cpu')
     return explainer, ray.put(held)
 
-# %% ../../nbs/scale/cluster.ipynb #6667a523
+# %% ../../nbs/scale/cluster.ipynb #d5a5ed44
 def explain(
     recordings, # folders, files or addresses ('s3://bucket/folder'), a Ray dataset with `path` or `bytes`, or a data set of Hugging Face
     explainer=DEFAULT_EXPLAINER, # an `LMAC`, or the name, folder or id of one
@@ -347,6 +347,7 @@ def explain(
     with exclusive(out) if local else nullcontext():
         done = _done(out, filesystem, settings, retry) if out is not None else set()
         left, total, before, data = _inputs(ray, recordings, lambda m: block if m is None else max(1, min(block, m//(4*n))), done, filesystem, labels)
+        if total: n = min(n, -(-total//max(1, min(block, total//(4*n)))))  # no more actors than blocks
         if left is not None:
             left = left.map_batches(_decode, batch_format='pyarrow', batch_size=None, compute=few(n//2), num_cpus=_SHARE, fn_args=(lmac.sample_rate, channel, time_expansion, filesystem, data))
             left = left.map_batches(_Actor, batch_format='pyarrow', batch_size=None, compute=ray.data.ActorPoolStrategy(size=n), fn_constructor_args=([held], settings, options, device), **share)
@@ -354,7 +355,7 @@ def explain(
         if left is not None: _run(left.map_batches(_write, batch_format='pyarrow', batch_size=None, compute=few(n//8), num_cpus=_SHARE, fn_args=(str(out), filesystem)), total, before, progress)
     return read_results(out, filesystem=filesystem)
 
-# %% ../../nbs/scale/cluster.ipynb #1376fad6
+# %% ../../nbs/scale/cluster.ipynb #c1f1f1f1
 def _run(dataset, total, before, progress):
     "Run it all, count what comes"
     failed = 0
@@ -381,7 +382,7 @@ def read_results(
     ray = start_ray()
     return _blocks(ray, [dict(file=before + f) for f in files], 1).map_batches(_read, batch_format='pyarrow', batch_size=None, num_cpus=1, fn_args=(columns, filesystem))
 
-# %% ../../nbs/scale/cluster.ipynb #4ca5d8a4
+# %% ../../nbs/scale/cluster.ipynb #c6b6d4a8
 def _place(recording, taken):
     "Where the results of a recording go: its path without the suffix, made safe, or with a number if that is taken"
     parts = [part.strip('. ') for part in PurePosixPath(recording.replace('\\', '/')).with_suffix('').parts]
