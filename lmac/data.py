@@ -505,6 +505,7 @@ def is_huggingface(
     "Whether this is a data set of Hugging Face: an object of its library, or a text that begins with 'hf:'"
     return isinstance(data, str) and data.startswith('hf:') or type(data).__module__.partition('.')[0] == 'datasets'
 
+# %% ../nbs/03_data.ipynb #ebaaa1c6
 def open_huggingface(
     data, # such an object, or 'hf:' and a folder that `save_to_disk` wrote, or an id on the hub, possibly with '#' and the name of a split
 ): # the object: a `Dataset`, an `IterableDataset`, or a dict of them by split
@@ -523,6 +524,7 @@ def open_huggingface(
 # %% ../nbs/03_data.ipynb #f8469b3a
 _LABEL_COLUMNS = ('label', 'labels', 'category', 'class', 'target') # where there is no `ClassLabel`
 
+# %% ../nbs/03_data.ipynb #5b87a82a
 def _find_columns(rows, audio, label):
     "Names of the columns of sound and class (None if there is none), and the names of the classes (None if not known); `ValueError` where it is not clear"
     types = rows.features or {name: None for name in next(iter(rows))}
@@ -539,6 +541,7 @@ def _find_columns(rows, audio, label):
         label = found[0] if found else None
     return audio, label, getattr(types.get(label), 'names', None)
 
+# %% ../nbs/03_data.ipynb #a022ab6e
 def plain_rows(
     rows, # `Dataset` or `IterableDataset` of Hugging Face
     audio:str=None, label:str=None, # columns of sounds and classes; None: found by their types
@@ -565,11 +568,13 @@ def _sound_of(sound):
         with fsspec.open(path) as file: data = file.read()
     return path and Path(str(path).partition('::')[0]).name, Path(path) if data is None else data
 
+# %% ../nbs/03_data.ipynb #5ad609fd
 def _class_of(value, names):
     "Text of a label, '' for none"
     if value is None or value == -1: return ''
     return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else str(value)
 
+# %% ../nbs/03_data.ipynb #0be71940
 def huggingface_row(
     row:dict, # of a data set, its sound not decoded
     i:int, # its number
@@ -596,6 +601,7 @@ def as_file(
         path.write_bytes(recording)
         yield path
 
+# %% ../nbs/03_data.ipynb #8361c41c
 def hf_recordings(
     dataset, # data set of Hugging Face, streaming or not, a dict of several by split, or its name, see `open_huggingface`
     folder:str|Path=None, # where to write recordings that are no local files; None: they are given as bytes
@@ -627,6 +633,7 @@ def _rows_of(dataset, audio, label, n_folds):
             name, recording, text = huggingface_row(row, i, *columns)
             yield name, recording, text, row['fold'] if 'fold' in row else k if len(splits) > 1 else _stem_fold(f'{i} {name}', n_folds), columns[-1]
 
+# %% ../nbs/03_data.ipynb #d65b1ac1
 class _Seen:
     "Keeps, of rows that pass, the table and a sum of everything"
     def __init__(self, *settings): self.table, self.names, self.sum = [], None, hashlib.sha256(json.dumps(['lmac recordings 1', *settings]).encode())
@@ -645,6 +652,7 @@ def _decoded(recordings, sample_rate, duration_s, channel):
     for name, recording in tqdm(recordings, desc=f'Decoding to {sample_rate} Hz', unit='clip'):
         with as_file(recording, name) as path: yield decode_clip(path, sample_rate, duration_s, channel)
 
+# %% ../nbs/03_data.ipynb #11d5cbb7
 def _cache_rows(dataset, seen, cache_dir, sample_rate, duration_s, channel, columns):
     "The cache file of a data set; `seen` gets its table. One with a length is looked at first and decoded if need be, another is decoded on the way"
     file_of, n = (lambda: cache_dir/f'{seen.sum.hexdigest()[:24]}.npy'), _clip_length(sample_rate, duration_s)

@@ -29,13 +29,12 @@ def engine(tmp_path_factory):
     pytest.importorskip('ray')
     stub = tmp_path_factory.mktemp('stub')
     (stub/'rfc3987_syntax.py').write_text('raise ImportError\n')
-    before = os.environ.get('PYTHONPATH')
-    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(stub), before]))
-    ray = start_ray(num_cpus=2, object_store_memory=200_000_000)
-    yield ray
-    ray.shutdown()
-    if before is None: del os.environ['PYTHONPATH']
-    else: os.environ['PYTHONPATH'] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONPATH', os.pathsep.join(filter(None, [str(stub), os.environ.get('PYTHONPATH')])))
+        patch.setenv('RAY_worker_niceness', '0')  # other tests run beside
+        ray = start_ray(num_cpus=2, object_store_memory=200_000_000)
+        yield ray
+        ray.shutdown()
 
 
 def make_explainer(wait_s=0.):
