@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from .adapters import check_gradient, default_labels, examine, fit_input, own_copy, probe_output, propose_taps, unwrap
 from .audio import check_sample_rate, check_waveform, load_audio, make_scene, printable, resample, save_audio, to_mono
 from .classifier import TappedClassifier, seeded
-from .data import ClipDataset, audio_files, loader
+from .data import ClipDataset, audio_files, from_huggingface, is_huggingface, loader
 from .decoder import MaskDecoder
 from .explanation import VERDICTS, Explanation, Explanations, judge
 from .masking import ExtendedMaskingLoss, MaskingLoss, apply_mask, binarize, loudest_bins
@@ -675,10 +675,11 @@ def _cut_clips(waveform, n_samples):
 
 def training_clips(
     explainer:LMAC, # whose rate and duration count
-    sounds, # dataset of `(waveform, class index)`, waveforms `(clip, time)` at the classifier's rate, a folder, or a list of files
+    sounds, # dataset of `(waveform, class index)`, data set of Hugging Face, waveforms `(clip, time)` at the classifier's rate, a folder, or a list of files
 ) -> Dataset: # of `(waveform, class index)`; the index is not used
     "Clips to train an explainer on; raises `ValueError` or `FileNotFoundError`"
     rate, n_samples = explainer.sample_rate, int(explainer.classifier.duration_s * explainer.sample_rate)
+    if is_huggingface(sounds): return from_huggingface(sounds, rate, explainer.classifier.duration_s)
     if isinstance(sounds, ClipDataset):
         if sounds.sample_rate != rate: raise ValueError(f"The clips must have the classifier's rate of {rate} Hz. Found: {sounds.sample_rate}.")
         return sounds
@@ -836,7 +837,7 @@ def restore(self:LMAC, snapshot): # the verdict
 # %% ../nbs/11_explain.ipynb #11explainx042
 @patch
 def fit(self:LMAC,
-    sounds, # what to train on: `ClipDataset`, waveforms `(clip, time)` at the classifier's rate, a folder, or a list of files
+    sounds, # what to train on: `ClipDataset`, a data set of Hugging Face, waveforms `(clip, time)` at the classifier's rate, a folder, or a list of files
     valid=None, # the same, to validate on; None keeps every tenth clip back
     epochs:int=None, # how often all clips are gone through, in a round; None: as many as make 250 steps, fewer if nothing has improved for 100
     minutes:float=None, # for all of it, to which epochs and rounds are fitted; None: 20, or where `epochs` is given as long as it takes
