@@ -239,10 +239,10 @@ def features(self:TappedClassifier,
     phase:Tensor=None, # its phase, same shape; a classifier on waveforms needs it, others make no use of it
 ) -> Tensor: # what the model takes
     "The front end's features; raises `ValueError` for a phase that is missing"
-    if not self.uses_phase: return as_dtype_of(self.model, self.front_end(magnitude))
-    if phase is None: phase = self.standing_phase
-    if phase is None: raise ValueError("This classifier works on waveforms, and a magnitude alone is none: hand in its phase as well.")
-    return as_dtype_of(self.model, self.front_end(magnitude, phase.expand_as(magnitude)))
+    if self.uses_phase and phase is None: phase = self.standing_phase
+    if self.uses_phase and phase is None: raise ValueError("This classifier works on waveforms, and a magnitude alone is none: hand in its phase as well.")
+    with torch.autocast(magnitude.device.type, enabled=False):  # in half precision a loud tone's power is infinite
+        return as_dtype_of(self.model, self.front_end(magnitude, phase.expand_as(magnitude)) if self.uses_phase else self.front_end(magnitude))
 
 @patch
 @contextmanager

@@ -41,7 +41,7 @@ class LMAC:
         provenance:dict=None, # how it was made: data, settings, metrics; kept and saved as it is
     ):
         self.classifier, self.decoder, self.stft = classifier, decoder.eval().requires_grad_(False), stft
-        self.domain, self.provenance, self._folded = domain, provenance or {}, None
+        self.domain, self.provenance, self._folded, self.precision = domain, provenance or {}, None, torch.float32
         self.fast_decoder = self.decoder.folded()  # what draws; `decoder` is what is saved
         self.check_parts()
 
@@ -111,11 +111,13 @@ def fast_classifier(self:LMAC):
 def exact(
     f, # method that computes
 ): # the same, with convolutions and matrix products in full float32 and without gradients
-    "Compute as on the CPU, whatever the device; `torch.backends` are as before afterwards"
+    "Compute as on the CPU, whatever the device, unless half precision is asked for; `torch.backends` are as before afterwards"
     @wraps(f)
-    def run(*args, **kwargs):
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, benchmark=torch.backends.cudnn.benchmark,
-                                                               deterministic=torch.backends.cudnn.deterministic, allow_tf32=False): return f(*args, **kwargs)
+    def run(self, *args, **kwargs):
+        explainer = getattr(self, 'explainer', self)
+        half = torch.autocast(explainer.device.type, explainer.precision) if explainer.precision != torch.float32 else contextlib.nullcontext()
+        with torch.inference_mode(), half, torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, benchmark=torch.backends.cudnn.benchmark,
+                                                               deterministic=torch.backends.cudnn.deterministic, allow_tf32=False): return f(self, *args, **kwargs)
     return run
 
 # %% ../nbs/11_explain.ipynb #11explainx007
@@ -207,12 +209,12 @@ def predict_mask(self:LMAC,
     contrast=None, # class index or indices `(batch,)`
 ) -> Tensor: # mask `(batch, freq, n_frames)`
     "The mask for `target`; with `contrast`, what speaks for the one and not for the other: `M_a (1 − M_b)`. Raises `ValueError`"
-    mask = self.fast_decoder(maps, n_frames, target)
+    mask = self.fast_decoder(maps, n_frames, target).float()
     if contrast is not None:
         contrast = torch.as_tensor(contrast, device=target.device).reshape(-1)  # one, or one for each target
         if not self.is_class_conditional: raise ValueError("A contrast class needs a class-conditional explainer, 'esc10' say. Found: a class-agnostic decoder.")
         if (same := contrast == target).any(): raise ValueError(f"The contrast class must be another than the target. Found: {self.labels[target[same][0].item()]!r} twice.")
-        mask = mask * (1 - self.fast_decoder(maps, n_frames, contrast))
+        mask = mask * (1 - self.fast_decoder(maps, n_frames, contrast).float())
     return mask if threshold is None else binarize(mask, threshold)
 
 # %% ../nbs/11_explain.ipynb #11explainx018
@@ -530,6 +532,26 @@ def make_explanations(self:LMAC, clips, sources, threshold, contrast=None, at=No
         return Explanation(label=self.labels[k], class_index=k, waveform=waveform[i % len(waveform)][None], audio=lambda: clips.sounds[0][0, i][None], residual=lambda: clips.sounds[0][1, i][None],
                            gain_db=lambda: clips.sounds[1][i], source=sources[i % len(sources)], **row, **p, **rival, **settings)
     return [one(i, k) for i, k in enumerate(clips.target.tolist())]
+
+# %% ../nbs/11_explain.ipynb #145c10b1
+@patch
+def set_precision(self:LMAC,
+    precision:torch.dtype, # of inference: `torch.bfloat16`, `torch.float16`, or `torch.float32`, which needs no recordings
+    sounds=None, # recordings as for `explain`, a list of paths say, or waveforms `(batch, channel, time)`
+    sample_rate:int=None, # of waveforms, in Hz
+) -> LMAC: # itself
+    "Compute in half precision where that changes no decision; raises `ValueError` where it does, and stays as it was"
+    if precision not in (torch.float32, torch.bfloat16, torch.float16): raise ValueError(f"precision must be torch.float32, torch.bfloat16 or torch.float16. Found: {precision}.")
+    if precision != torch.float32 and sounds is None: raise ValueError("Whether half precision changes decisions depends on what is heard: hand in some recordings.")
+    if precision != torch.float32:
+        before, self.precision = self.explain(sounds, sample_rate), precision
+        after = self.explain(sounds, sample_rate)
+        before, after = (x if isinstance(x, list) else [x] for x in (before, after))
+        changed = sum((a.class_index, a.verdict) != (b.class_index, b.verdict) for a, b in zip(before, after))
+        self.precision = torch.float32
+        if changed: raise ValueError(f"In {precision} {changed} of {len(before)} decisions or verdicts are others: it stays float32.")
+    self.precision = precision
+    return self
 
 # %% ../nbs/11_explain.ipynb #11explainx029
 @patch
