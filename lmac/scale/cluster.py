@@ -6,7 +6,7 @@
 __all__ = ['SOUND_COLUMNS', 'start_ray', 'list_recordings', 'result_schema', 'result_row', 'explain', 'read_results',
            'result_files', 'to_folder']
 
-# %% ../../nbs/scale/cluster.ipynb #37f8657e
+# %% ../../nbs/scale/cluster.ipynb #af1071b3
 import copy, hashlib, json, logging, math, os, tempfile, warnings
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
@@ -24,10 +24,10 @@ from ..masking import binarize
 from ..pretrained import DEFAULT_EXPLAINER, module_bytes, write_files
 from .long import LONG_S, explain_stream, length_s
 
-# %% ../../nbs/scale/cluster.ipynb #18fdeb6e
+# %% ../../nbs/scale/cluster.ipynb #9049f866
 _QUIET = dict(RAY_USAGE_STATS_ENABLED='0', RAY_BACKEND_LOG_LEVEL='fatal', RAY_DATA_DISABLE_PROGRESS_BARS='1') # of Ray's environment, unless it says otherwise
 
-# %% ../../nbs/scale/cluster.ipynb #f292685c
+# %% ../../nbs/scale/cluster.ipynb #3eace3d0
 def start_ray(
     tries:int=3, # how often to try
     **options, # of `ray.init`: `num_cpus`, for one
@@ -48,7 +48,7 @@ def start_ray(
     for name in ('ray.data', 'ray._private'): logging.getLogger(name).setLevel(logging.ERROR)
     return ray
 
-# %% ../../nbs/scale/cluster.ipynb #b31f0180
+# %% ../../nbs/scale/cluster.ipynb #0de52d84
 def _filesystem(path, filesystem=None):
     "Arrow's file system and the path on it, and what to put before such a path to have an address"
     from pyarrow import fs
@@ -56,10 +56,10 @@ def _filesystem(path, filesystem=None):
     if '://' not in str(path): return fs.LocalFileSystem(), str(Path(path).absolute()), ''
     return *fs.FileSystem.from_uri(str(path)), str(path).partition('://')[0] + '://'
 
-# %% ../../nbs/scale/cluster.ipynb #50553abc
+# %% ../../nbs/scale/cluster.ipynb #e2ca028e
 def _ours(path): return path.stem.partition('-')[0] in ('explanation', 'residual') # what an earlier run may have written there
 
-# %% ../../nbs/scale/cluster.ipynb #d8a3f1ef
+# %% ../../nbs/scale/cluster.ipynb #ef84ca7d
 def _remote_files(address, filesystem):
     "Addresses of the recordings at an address, a folder or a file; `FileNotFoundError` if there are none"
     from pyarrow import fs
@@ -71,7 +71,7 @@ def _remote_files(address, filesystem):
     if not files: raise FileNotFoundError(f"There is no recording at {address}.")
     return [before + f for f in files]
 
-# %% ../../nbs/scale/cluster.ipynb #70d91ff5
+# %% ../../nbs/scale/cluster.ipynb #a0fbfdf8
 def list_recordings(
     paths, # files and folders, or a list of them: local ones, or addresses as 's3://bucket/folder'
     filesystem=None, # Arrow's, for addresses; None: as the address says
@@ -88,7 +88,7 @@ def list_recordings(
     base = str(Path(paths).absolute()) if whole else os.path.commonpath([os.path.dirname(place) for place in places.values()]) if len({place[:1] == '/' for place in places.values()}) == 1 else ''
     return [dict(source=f, recording=printable(places[f][len(base):].lstrip('/\\'))) for f in sorted(found)]
 
-# %% ../../nbs/scale/cluster.ipynb #e98a3bdd
+# %% ../../nbs/scale/cluster.ipynb #60715d15
 _TEXTS = ('recording', 'source', 'true_label', 'error', 'predicted_label', 'label', 'verdict', 'contrast', 'lmac_version', 'settings')
 _NUMBERS = ('probability', 'probability_masked_in', 'probability_masked_out', 'probability_heard', 'mask_mean', 'threshold', 'probability_contrast', 'probability_contrast_heard',
             'gain_db', 'duration_s', 'heard_s', 'padding_s', 'playing_speed')
@@ -102,13 +102,13 @@ def result_schema(): # a `pyarrow.Schema`
     kinds |= dict.fromkeys(SOUND_COLUMNS[:3], pa.large_binary()) | dict.fromkeys(SOUND_COLUMNS[3:], pa.large_string())
     return pa.schema([(name, kinds[name]) for name in order])
 
-# %% ../../nbs/scale/cluster.ipynb #40961b1f
+# %% ../../nbs/scale/cluster.ipynb #d08982b1
 def _thumbnail(explanation): # PNG, or nothing where `lmac.player` has no `thumbnail_png` yet
     from lmac import player
     frames = slice(explanation.n_frames)
     return player.thumbnail_png(explanation.magnitude[:, frames], explanation.mask[:, frames]) if hasattr(player, 'thumbnail_png') else None
 
-# %% ../../nbs/scale/cluster.ipynb #92fbcfa5
+# %% ../../nbs/scale/cluster.ipynb #83e1a62c
 def result_row(
     explanation, # an `Explanation`
     **known, # recording, source, true_label, settings
@@ -120,7 +120,7 @@ def result_row(
     return numbers | known | dict(error='', explanation=encode_audio(explanation.audio, rate, '.flac'), residual=encode_audio(explanation.residual, rate, '.flac'),
                                   thumbnail=_thumbnail(explanation), explanation_json=json.dumps(about), regions=regions)
 
-# %% ../../nbs/scale/cluster.ipynb #72383ff3
+# %% ../../nbs/scale/cluster.ipynb #fb3d324f
 def _long_row(found, known):
     "A `LongExplanation` as a row: means over its windows, and what it predicts for most of the time"
     about, parts = found.summary() | dict(source=known.get('source')), found.segments().dropna(subset='label')
@@ -133,10 +133,10 @@ def _long_row(found, known):
         error='', label=label, predicted_label=most('predicted_label'), class_index=found.labels.index(label) if label in found.labels else None, verdict='', silent=not len(parts),
         explanation_json=json.dumps(about))
 
-# %% ../../nbs/scale/cluster.ipynb #23172dfa
+# %% ../../nbs/scale/cluster.ipynb #70ef3ea8
 def _one_line(e): return ' '.join(str(e).split()) or type(e).__name__
 
-# %% ../../nbs/scale/cluster.ipynb #c48c1528
+# %% ../../nbs/scale/cluster.ipynb #74927652
 def _contents(row, filesystem=None, rows=None):
     "What a row refers to: a `Path`, or bytes; `rows` is the data set in which row `index` is meant"
     if row.get('index') is not None: return huggingface_row(rows[0][row['index']], row['index'], *rows[1:])[1]
@@ -145,7 +145,7 @@ def _contents(row, filesystem=None, rows=None):
     system, path, _ = _filesystem(row['source'], filesystem)
     with system.open_input_stream(path) as file: return file.read()
 
-# %% ../../nbs/scale/cluster.ipynb #7a672428
+# %% ../../nbs/scale/cluster.ipynb #bc1ab2f4
 def _decode(table, rate, channel, time_expansion, filesystem, dataset):
     "The first stage: rows with `source`, and `bytes` or `index` if need be, to rows with samples, or with bytes or nothing where a long recording is left to the second stage"
     import pyarrow as pa, ray
@@ -163,7 +163,7 @@ def _decode(table, rate, channel, time_expansion, filesystem, dataset):
     types = [('recording', pa.string()), ('source', pa.string()), ('true_label', pa.string()), ('error', pa.string()), ('waveform', pa.large_binary()), ('bytes', pa.large_binary())]
     return pa.Table.from_pylist(rows, pa.schema(types))
 
-# %% ../../nbs/scale/cluster.ipynb #0bdefaca
+# %% ../../nbs/scale/cluster.ipynb #a67203c2
 class _Actor:
     "The second stage, in a process of its own that holds the explainer"
     def __init__(self, explainer, settings, options, device):
@@ -202,16 +202,16 @@ class _Actor:
         with as_file(Path(row['source']) if row['bytes'] is None else row['bytes'], row['recording']) as path, tempfile.TemporaryDirectory() as folder:
             return _long_row(explain_stream(self.explainer, path, folder, suffix='.flac', progress=False, **self.options), known)
 
-# %% ../../nbs/scale/cluster.ipynb #b806d7d7
+# %% ../../nbs/scale/cluster.ipynb #0bbf7839
 _SHARE = .25 # of a processor, for what reads and writes
 
-# %% ../../nbs/scale/cluster.ipynb #e85a2e0e
+# %% ../../nbs/scale/cluster.ipynb #3e4267cd
 def _blocks(ray, rows, size):
     "A Ray dataset of rows, in blocks"
     import pyarrow as pa
     return ray.data.from_arrow([pa.Table.from_pylist(rows[i:i + size]) for i in range(0, len(rows), size)])
 
-# %% ../../nbs/scale/cluster.ipynb #4337dc7b
+# %% ../../nbs/scale/cluster.ipynb #7beae774
 def _from_ray(table):
     "Columns as the first stage wants them, of a table that somebody else has read"
     import pyarrow as pa
@@ -222,7 +222,7 @@ def _from_ray(table):
                          true_label=str(row.get('true_label') or row.get('label') or ''), bytes=row.get('bytes')))
     return pa.Table.from_pylist(rows, pa.schema([(k, pa.string()) for k in ('source', 'recording', 'true_label')] + [('bytes', pa.large_binary())]))
 
-# %% ../../nbs/scale/cluster.ipynb #7e0b883a
+# %% ../../nbs/scale/cluster.ipynb #3c734e8a
 def _stream_source(ray, dataset, size, skip):
     "A Ray dataset of a stream of Hugging Face"
     import pyarrow as pa
@@ -238,9 +238,9 @@ def _stream_source(ray, dataset, size, skip):
     class Stream(Datasource):
         def estimate_inmemory_data_size(self): return None
         def get_read_tasks(self, parallelism, *_, **__): return [ReadTask(tables, BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))]
-    return ray.data.read_datasource(Stream(), ray_remote_args=dict(num_cpus=_SHARE))
+    return ray.data.read_datasource(Stream(), num_cpus=_SHARE)
 
-# %% ../../nbs/scale/cluster.ipynb #c5c37681
+# %% ../../nbs/scale/cluster.ipynb #717f0cb8
 def _hf_rows(dataset):
     "Rows of a data set of Hugging Face that has numbers, and what a worker needs to look them up"
     rows, *columns = plain_rows(dataset)
@@ -253,7 +253,7 @@ def _hf_rows(dataset):
         found.append(dict(source=name, recording=name, true_label=label, index=i))
     return found, (rows, *columns)
 
-# %% ../../nbs/scale/cluster.ipynb #450edc50
+# %% ../../nbs/scale/cluster.ipynb #414efc01
 def _inputs(ray, recordings, size, done, filesystem, labels):
     "A Ray dataset of what is left to do, the number of its rows (None if not known), how many were done, and a reference to a data set of Hugging Face"
     reference = None
@@ -270,7 +270,7 @@ def _inputs(ray, recordings, size, done, filesystem, labels):
     left = [row for row in rows if row['source'] not in done]
     return (_blocks(ray, left, size(len(left))) if left else None), len(left), len(rows) - len(left), reference
 
-# %% ../../nbs/scale/cluster.ipynb #4155543f
+# %% ../../nbs/scale/cluster.ipynb #e943bd55
 def _write(table, out, filesystem):
     "The third stage: write a block as a Parquet file, and pass on the names"
     import pyarrow.parquet as pq
@@ -285,7 +285,7 @@ def _write(table, out, filesystem):
         with system.open_output_stream(f'{path}/{name}.parquet') as file: file.write(data)  # such stores show whole objects only
     return table.select(['recording', 'error'])
 
-# %% ../../nbs/scale/cluster.ipynb #b96d461d
+# %% ../../nbs/scale/cluster.ipynb #629ca625
 def _parquet_files(out, filesystem):
     "File system, and paths of the Parquet files there"
     from pyarrow import fs
@@ -293,7 +293,7 @@ def _parquet_files(out, filesystem):
     found = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)) if system.get_file_info(path).type != fs.FileType.File else [system.get_file_info(path)]
     return system, sorted(f.path for f in found if f.type == fs.FileType.File and f.path.endswith('.parquet') and not PurePosixPath(f.path).name.startswith(('.', '_')))
 
-# %% ../../nbs/scale/cluster.ipynb #e57e0525
+# %% ../../nbs/scale/cluster.ipynb #fcf579f4
 def _done(out, filesystem, settings, retry):
     "Sources of the results that are there, without those that failed if they are to be tried again; `ValueError` for results of something else"
     import pyarrow.parquet as pq
@@ -310,13 +310,13 @@ def _done(out, filesystem, settings, retry):
         done |= set(table['source'].to_pylist()) - bad
     return done
 
-# %% ../../nbs/scale/cluster.ipynb #2ebf4df8
+# %% ../../nbs/scale/cluster.ipynb #2a4fd93f
 def _settings_of(explainer, options):
     "12 hexadecimal digits, the same for the same weights, options and version only"
     about = json.dumps([explainer.stft.config, explainer.domain, options, __version__], sort_keys=True, default=str)
     return hashlib.sha256(b''.join(map(module_bytes, (explainer.classifier, explainer.decoder))) + about.encode()).hexdigest()[:12]
 
-# %% ../../nbs/scale/cluster.ipynb #dbd5064d
+# %% ../../nbs/scale/cluster.ipynb #12bee6fb
 def _check_options(explainer, options):
     "The options with class names as indices; `ValueError` for what no recording could be explained with"
     target, contrast = (None if (k := options[name]) is None else explainer.class_index(k) for name in ('target', 'contrast'))
@@ -325,7 +325,7 @@ def _check_options(explainer, options):
     if options['threshold'] is not None: binarize(torch.zeros(1), options['threshold'])
     return options
 
-# %% ../../nbs/scale/cluster.ipynb #c420d777
+# %% ../../nbs/scale/cluster.ipynb #e7df5519
 def _workers(ray, workers):
     "How many actors, their share of a processor, and their device; one processor stays for what reads and writes, whoever asks for it"
     there = ray.cluster_resources()
@@ -334,14 +334,14 @@ def _workers(ray, workers):
     if gpus: return n, dict(num_gpus=min(1, gpus/n), num_cpus=0), 'cuda'
     return n, dict(num_cpus=math.floor(1000*min(1, max(0, cores - 1)/n))/1000), 'cpu'
 
-# %% ../../nbs/scale/cluster.ipynb #2a9a172a
+# %% ../../nbs/scale/cluster.ipynb #1d0e0dcb
 def _in_store(ray, explainer):
     "The explainer in the object store, once for all actors; its name or folder, or the explainer itself"
     explainer = explainer if isinstance(explainer, LMAC) else LMAC.from_pretrained(explainer)
     held = explainer if explainer.device.type == 'cpu' else copy.deepcopy(explainer).to('cpu')
     return explainer, ray.put(held)
 
-# %% ../../nbs/scale/cluster.ipynb #d5881705
+# %% ../../nbs/scale/cluster.ipynb #f4694c87
 def explain(
     recordings, # folders, files or addresses ('s3://bucket/folder'), a Ray dataset with `path` or `bytes`, or a data set of Hugging Face
     explainer=DEFAULT_EXPLAINER, # an `LMAC`, or the name, folder or id of one
@@ -372,7 +372,7 @@ def explain(
         if left is not None: _run(left.map_batches(_write, batch_format='pyarrow', batch_size=None, compute=few(n//8), num_cpus=_SHARE, fn_args=(str(out), filesystem)), total, before, progress)
     return read_results(out, filesystem=filesystem)
 
-# %% ../../nbs/scale/cluster.ipynb #f4cfaf78
+# %% ../../nbs/scale/cluster.ipynb #7eacf7a8
 def _run(dataset, total, before, progress):
     "Run it all, count what comes"
     failed = 0
@@ -382,14 +382,14 @@ def _run(dataset, total, before, progress):
             bar.update(len(batch))
             if failed: bar.set_postfix(failed=failed)
 
-# %% ../../nbs/scale/cluster.ipynb #52d86f26
+# %% ../../nbs/scale/cluster.ipynb #9462b49c
 def _read(table, columns, filesystem):
     "The contents of a Parquet file"
     import pyarrow.parquet as pq
     system, path, _ = _filesystem(table['file'][0].as_py(), filesystem)
     with system.open_input_file(path) as file: return pq.read_table(file, columns=columns)
 
-# %% ../../nbs/scale/cluster.ipynb #00cf2bb3
+# %% ../../nbs/scale/cluster.ipynb #721e763d
 def read_results(
     out, # folder of Parquet files, or its address
     columns:list=None, # to be read; None: all of `result_schema`
@@ -401,7 +401,7 @@ def read_results(
     ray = start_ray()
     return _blocks(ray, [dict(file=before + f) for f in files], 1).map_batches(_read, batch_format='pyarrow', batch_size=None, num_cpus=1, fn_args=(columns, filesystem))
 
-# %% ../../nbs/scale/cluster.ipynb #a66a3201
+# %% ../../nbs/scale/cluster.ipynb #4ff9c8b0
 def _place(recording, taken):
     "Where the results of a recording go: its path without the suffix, made safe, or with a number if that is taken"
     parts = [part.strip('. ') for part in PurePosixPath(recording.replace('\\', '/')).with_suffix('').parts]
@@ -410,7 +410,7 @@ def _place(recording, taken):
     taken.add(found.casefold())
     return found
 
-# %% ../../nbs/scale/cluster.ipynb #774d772e
+# %% ../../nbs/scale/cluster.ipynb #391c5682
 def result_files(
     row:dict, # of the results
 ) -> dict: # file name to contents; nothing for one that failed
@@ -419,7 +419,7 @@ def result_files(
     found = {name: row.get(column) for column, name in kinds.items()}
     return {name: x.encode() if isinstance(x, str) else x for name, x in found.items() if x} if not row['error'] else {}
 
-# %% ../../nbs/scale/cluster.ipynb #5ceaa2a2
+# %% ../../nbs/scale/cluster.ipynb #bdcbb447
 def to_folder(
     results, # Ray dataset, or a folder of Parquet files or its address
     out, # folder, made if it is not there
