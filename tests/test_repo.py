@@ -435,7 +435,7 @@ def test_readme_code_runs(tmp_path):
     check = "\nassert ex.label in lmac.labels and mask.shape == magnitude.shape and 0 <= mask.min() <= mask.max() <= 1"
     res = subprocess.run([sys.executable, "-c", blocks[0] + check], cwd=tmp_path, capture_output=True, text=True)
     assert res.returncode == 0, res.stderr[-2000:]
-    files = {"explanation.wav", "residual.wav", "mask.png", "report.html", "explanation.json"}
+    files = {"explanation.flac", "residual.flac", "mask.png", "thumbnail.png", "report.html", "explanation.json"}
     assert files <= {p.name for p in (tmp_path/"out").iterdir() if p.stat().st_size}
     prepare = """
 import torch
