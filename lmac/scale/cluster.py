@@ -6,14 +6,13 @@
 __all__ = ['SOUND_COLUMNS', 'start_ray', 'list_recordings', 'result_schema', 'result_row', 'explain', 'read_results',
            'result_files', 'to_folder']
 
-# %% ../../nbs/scale/cluster.ipynb #37f8657e
+# %% ../../nbs/scale/cluster.ipynb #715103ec
 import copy, hashlib, json, logging, math, os, tempfile, warnings
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .. import __version__
 from ..audio import READ_SUFFIXES, encode_audio, load_audio, printable, write_atomically
@@ -21,13 +20,15 @@ from ..data import as_file, audio_files, exclusive, hf_recordings, huggingface_r
 from ..explain import LMAC
 from ..explanation import region_files
 from ..masking import binarize
-from ..pretrained import DEFAULT_EXPLAINER, module_bytes, write_files
+from ..player import lossless_suffix, thumbnail_png
+from ..pretrained import DEFAULT_EXPLAINER, write_files
+from .folder import result_folders, settings_key, true_labels, write_table
 from .long import LONG_S, explain_stream, length_s
 
-# %% ../../nbs/scale/cluster.ipynb #18fdeb6e
+# %% ../../nbs/scale/cluster.ipynb #3a0c2532
 _QUIET = dict(RAY_USAGE_STATS_ENABLED='0', RAY_BACKEND_LOG_LEVEL='fatal', RAY_DATA_DISABLE_PROGRESS_BARS='1') # of Ray's environment, unless it says otherwise
 
-# %% ../../nbs/scale/cluster.ipynb #f292685c
+# %% ../../nbs/scale/cluster.ipynb #e8348129
 def start_ray(
     tries:int=3, # how often to try
     **options, # of `ray.init`: `num_cpus`, for one
@@ -48,7 +49,7 @@ def start_ray(
     for name in ('ray.data', 'ray._private'): logging.getLogger(name).setLevel(logging.ERROR)
     return ray
 
-# %% ../../nbs/scale/cluster.ipynb #b31f0180
+# %% ../../nbs/scale/cluster.ipynb #b8c4d7a2
 def _filesystem(path, filesystem=None):
     "Arrow's file system and the path on it, and what to put before such a path to have an address"
     from pyarrow import fs
@@ -56,10 +57,10 @@ def _filesystem(path, filesystem=None):
     if '://' not in str(path): return fs.LocalFileSystem(), str(Path(path).absolute()), ''
     return *fs.FileSystem.from_uri(str(path)), str(path).partition('://')[0] + '://'
 
-# %% ../../nbs/scale/cluster.ipynb #50553abc
+# %% ../../nbs/scale/cluster.ipynb #0c3d3f75
 def _ours(path): return path.stem.partition('-')[0] in ('explanation', 'residual') # what an earlier run may have written there
 
-# %% ../../nbs/scale/cluster.ipynb #d8a3f1ef
+# %% ../../nbs/scale/cluster.ipynb #2d7b42f2
 def _remote_files(address, filesystem):
     "Addresses of the recordings at an address, a folder or a file; `FileNotFoundError` if there are none"
     from pyarrow import fs
@@ -71,7 +72,7 @@ def _remote_files(address, filesystem):
     if not files: raise FileNotFoundError(f"There is no recording at {address}.")
     return [before + f for f in files]
 
-# %% ../../nbs/scale/cluster.ipynb #70d91ff5
+# %% ../../nbs/scale/cluster.ipynb #2ed19c8a
 def list_recordings(
     paths, # files and folders, or a list of them: local ones, or addresses as 's3://bucket/folder'
     filesystem=None, # Arrow's, for addresses; None: as the address says
@@ -88,7 +89,7 @@ def list_recordings(
     base = str(Path(paths).absolute()) if whole else os.path.commonpath([os.path.dirname(place) for place in places.values()]) if len({place[:1] == '/' for place in places.values()}) == 1 else ''
     return [dict(source=f, recording=printable(places[f][len(base):].lstrip('/\\'))) for f in sorted(found)]
 
-# %% ../../nbs/scale/cluster.ipynb #e98a3bdd
+# %% ../../nbs/scale/cluster.ipynb #c06b4ed4
 _TEXTS = ('recording', 'source', 'true_label', 'error', 'predicted_label', 'label', 'verdict', 'contrast', 'lmac_version', 'settings')
 _NUMBERS = ('probability', 'probability_masked_in', 'probability_masked_out', 'probability_heard', 'mask_mean', 'threshold', 'probability_contrast', 'probability_contrast_heard',
             'gain_db', 'duration_s', 'heard_s', 'padding_s', 'playing_speed')
@@ -102,25 +103,20 @@ def result_schema(): # a `pyarrow.Schema`
     kinds |= dict.fromkeys(SOUND_COLUMNS[:3], pa.large_binary()) | dict.fromkeys(SOUND_COLUMNS[3:], pa.large_string())
     return pa.schema([(name, kinds[name]) for name in order])
 
-# %% ../../nbs/scale/cluster.ipynb #40961b1f
-def _thumbnail(explanation): # PNG, or nothing where `lmac.player` has no `thumbnail_png` yet
-    from lmac import player
-    frames = slice(explanation.n_frames)
-    return player.thumbnail_png(explanation.magnitude[:, frames], explanation.mask[:, frames]) if hasattr(player, 'thumbnail_png') else None
-
-# %% ../../nbs/scale/cluster.ipynb #92fbcfa5
+# %% ../../nbs/scale/cluster.ipynb #c1f5461d
 def result_row(
     explanation, # an `Explanation`
     **known, # recording, source, true_label, settings
 ) -> dict: # the columns of `result_schema` that have a value
-    "An explanation as a row of the table: its numbers, and its sounds as FLAC"
-    rate, about = explanation.sample_rate, explanation.summary() | dict(source=known.get('source'))
+    "An explanation as a row of the table: its numbers, and its sounds as FLAC, or as wav at rates that FLAC does not hold"
+    rate, about, frames = explanation.sample_rate, explanation.summary() | dict(source=known.get('source')), slice(explanation.n_frames)
     numbers = {k: v for k, v in about.items() if k in _TEXTS + _NUMBERS + ('class_index', 'sample_rate', 'silent') and v is not None}
     regions = region_files(explanation.regions(), known.get('recording') or '')['regions.csv'].decode()
-    return numbers | known | dict(error='', explanation=encode_audio(explanation.audio, rate, '.flac'), residual=encode_audio(explanation.residual, rate, '.flac'),
-                                  thumbnail=_thumbnail(explanation), explanation_json=json.dumps(about), regions=regions)
+    sounds = [encode_audio(x, rate, lossless_suffix(rate)) for x in (explanation.audio, explanation.residual)]
+    picture = thumbnail_png(explanation.magnitude[:, frames], explanation.mask[:, frames])
+    return numbers | known | dict(error='', explanation=sounds[0], residual=sounds[1], thumbnail=picture, explanation_json=json.dumps(about), regions=regions)
 
-# %% ../../nbs/scale/cluster.ipynb #72383ff3
+# %% ../../nbs/scale/cluster.ipynb #94b404cd
 def _long_row(found, known):
     "A `LongExplanation` as a row: means over its windows, and what it predicts for most of the time"
     about, parts = found.summary() | dict(source=known.get('source')), found.segments().dropna(subset='label')
@@ -133,10 +129,10 @@ def _long_row(found, known):
         error='', label=label, predicted_label=most('predicted_label'), class_index=found.labels.index(label) if label in found.labels else None, verdict='', silent=not len(parts),
         explanation_json=json.dumps(about))
 
-# %% ../../nbs/scale/cluster.ipynb #23172dfa
+# %% ../../nbs/scale/cluster.ipynb #4f0385db
 def _one_line(e): return ' '.join(str(e).split()) or type(e).__name__
 
-# %% ../../nbs/scale/cluster.ipynb #c48c1528
+# %% ../../nbs/scale/cluster.ipynb #3de7cd61
 def _contents(row, filesystem=None, rows=None):
     "What a row refers to: a `Path`, or bytes; `rows` is the data set in which row `index` is meant"
     if row.get('index') is not None: return huggingface_row(rows[0][row['index']], row['index'], *rows[1:])[1]
@@ -145,7 +141,7 @@ def _contents(row, filesystem=None, rows=None):
     system, path, _ = _filesystem(row['source'], filesystem)
     with system.open_input_stream(path) as file: return file.read()
 
-# %% ../../nbs/scale/cluster.ipynb #7a672428
+# %% ../../nbs/scale/cluster.ipynb #754251c5
 def _decode(table, rate, channel, time_expansion, filesystem, dataset):
     "The first stage: rows with `source`, and `bytes` or `index` if need be, to rows with samples, or with bytes or nothing where a long recording is left to the second stage"
     import pyarrow as pa, ray
@@ -163,7 +159,7 @@ def _decode(table, rate, channel, time_expansion, filesystem, dataset):
     types = [('recording', pa.string()), ('source', pa.string()), ('true_label', pa.string()), ('error', pa.string()), ('waveform', pa.large_binary()), ('bytes', pa.large_binary())]
     return pa.Table.from_pylist(rows, pa.schema(types))
 
-# %% ../../nbs/scale/cluster.ipynb #0bdefaca
+# %% ../../nbs/scale/cluster.ipynb #6a845197
 class _Actor:
     "The second stage, in a process of its own that holds the explainer"
     def __init__(self, explainer, settings, options, device):
@@ -187,8 +183,7 @@ class _Actor:
         "Explanations of clips at the classifier's rate"
         clips = [torch.frombuffer(bytearray(x), dtype=torch.float32) for x in sounds]
         options = {k: self.options[k] for k in ('target', 'threshold', 'contrast')}
-        if hasattr(self.explainer, 'explain_waveforms'): return self.explainer.explain_waveforms(clips, **options)
-        return [self.explainer.explain(x, self.explainer.sample_rate, **options) for x in clips]
+        return [ex.complete() for ex in self.explainer.explain_waveforms(clips, **options)]
 
     def row(self, row, explanation=None):
         "The result of a recording; or its error"
@@ -202,16 +197,16 @@ class _Actor:
         with as_file(Path(row['source']) if row['bytes'] is None else row['bytes'], row['recording']) as path, tempfile.TemporaryDirectory() as folder:
             return _long_row(explain_stream(self.explainer, path, folder, suffix='.flac', progress=False, **self.options), known)
 
-# %% ../../nbs/scale/cluster.ipynb #b806d7d7
+# %% ../../nbs/scale/cluster.ipynb #f7a103a8
 _SHARE = .25 # of a processor, for what reads and writes
 
-# %% ../../nbs/scale/cluster.ipynb #e85a2e0e
+# %% ../../nbs/scale/cluster.ipynb #9c318522
 def _blocks(ray, rows, size):
     "A Ray dataset of rows, in blocks"
     import pyarrow as pa
     return ray.data.from_arrow([pa.Table.from_pylist(rows[i:i + size]) for i in range(0, len(rows), size)])
 
-# %% ../../nbs/scale/cluster.ipynb #4337dc7b
+# %% ../../nbs/scale/cluster.ipynb #3a4e3d48
 def _from_ray(table):
     "Columns as the first stage wants them, of a table that somebody else has read"
     import pyarrow as pa
@@ -222,7 +217,7 @@ def _from_ray(table):
                          true_label=str(row.get('true_label') or row.get('label') or ''), bytes=row.get('bytes')))
     return pa.Table.from_pylist(rows, pa.schema([(k, pa.string()) for k in ('source', 'recording', 'true_label')] + [('bytes', pa.large_binary())]))
 
-# %% ../../nbs/scale/cluster.ipynb #7e0b883a
+# %% ../../nbs/scale/cluster.ipynb #7e9653c5
 def _stream_source(ray, dataset, size, skip):
     "A Ray dataset of a stream of Hugging Face"
     import pyarrow as pa
@@ -238,9 +233,9 @@ def _stream_source(ray, dataset, size, skip):
     class Stream(Datasource):
         def estimate_inmemory_data_size(self): return None
         def get_read_tasks(self, parallelism, *_, **__): return [ReadTask(tables, BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))]
-    return ray.data.read_datasource(Stream(), ray_remote_args=dict(num_cpus=_SHARE))
+    return ray.data.read_datasource(Stream(), num_cpus=_SHARE)
 
-# %% ../../nbs/scale/cluster.ipynb #c5c37681
+# %% ../../nbs/scale/cluster.ipynb #23733d37
 def _hf_rows(dataset):
     "Rows of a data set of Hugging Face that has numbers, and what a worker needs to look them up"
     rows, *columns = plain_rows(dataset)
@@ -253,8 +248,8 @@ def _hf_rows(dataset):
         found.append(dict(source=name, recording=name, true_label=label, index=i))
     return found, (rows, *columns)
 
-# %% ../../nbs/scale/cluster.ipynb #450edc50
-def _inputs(ray, recordings, size, done, filesystem, labels):
+# %% ../../nbs/scale/cluster.ipynb #541dd534
+def _inputs(ray, recordings, size, done, filesystem, labels, known):
     "A Ray dataset of what is left to do, the number of its rows (None if not known), how many were done, and a reference to a data set of Hugging Face"
     reference = None
     if is_huggingface(recordings):
@@ -266,11 +261,14 @@ def _inputs(ray, recordings, size, done, filesystem, labels):
     elif isinstance(recordings, ray.data.Dataset):
         left = recordings.map_batches(_from_ray, batch_format='pyarrow', batch_size=size(None), num_cpus=_SHARE)
         return (left.filter(lambda row: row['source'] not in done, num_cpus=_SHARE) if done else left), None, 0, None
-    else: rows = [dict(true_label=(labels or {}).get(row['recording'], '')) | row for row in list_recordings(recordings, filesystem)]
+    else:
+        rows = list_recordings(recordings, filesystem)
+        found = [''] * len(rows) if labels is None else true_labels(labels, [Path(row['recording']) for row in rows], known)
+        rows = [row | dict(true_label=label) for row, label in zip(rows, found)]
     left = [row for row in rows if row['source'] not in done]
     return (_blocks(ray, left, size(len(left))) if left else None), len(left), len(rows) - len(left), reference
 
-# %% ../../nbs/scale/cluster.ipynb #4155543f
+# %% ../../nbs/scale/cluster.ipynb #8b755039
 def _write(table, out, filesystem):
     "The third stage: write a block as a Parquet file, and pass on the names"
     import pyarrow.parquet as pq
@@ -285,7 +283,7 @@ def _write(table, out, filesystem):
         with system.open_output_stream(f'{path}/{name}.parquet') as file: file.write(data)  # such stores show whole objects only
     return table.select(['recording', 'error'])
 
-# %% ../../nbs/scale/cluster.ipynb #b96d461d
+# %% ../../nbs/scale/cluster.ipynb #d646e155
 def _parquet_files(out, filesystem):
     "File system, and paths of the Parquet files there"
     from pyarrow import fs
@@ -293,7 +291,7 @@ def _parquet_files(out, filesystem):
     found = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)) if system.get_file_info(path).type != fs.FileType.File else [system.get_file_info(path)]
     return system, sorted(f.path for f in found if f.type == fs.FileType.File and f.path.endswith('.parquet') and not PurePosixPath(f.path).name.startswith(('.', '_')))
 
-# %% ../../nbs/scale/cluster.ipynb #e57e0525
+# %% ../../nbs/scale/cluster.ipynb #33d3324a
 def _done(out, filesystem, settings, retry):
     "Sources of the results that are there, without those that failed if they are to be tried again; `ValueError` for results of something else"
     import pyarrow.parquet as pq
@@ -310,13 +308,7 @@ def _done(out, filesystem, settings, retry):
         done |= set(table['source'].to_pylist()) - bad
     return done
 
-# %% ../../nbs/scale/cluster.ipynb #2ebf4df8
-def _settings_of(explainer, options):
-    "12 hexadecimal digits, the same for the same weights, options and version only"
-    about = json.dumps([explainer.stft.config, explainer.domain, options, __version__], sort_keys=True, default=str)
-    return hashlib.sha256(b''.join(map(module_bytes, (explainer.classifier, explainer.decoder))) + about.encode()).hexdigest()[:12]
-
-# %% ../../nbs/scale/cluster.ipynb #dbd5064d
+# %% ../../nbs/scale/cluster.ipynb #46997508
 def _check_options(explainer, options):
     "The options with class names as indices; `ValueError` for what no recording could be explained with"
     target, contrast = (None if (k := options[name]) is None else explainer.class_index(k) for name in ('target', 'contrast'))
@@ -325,7 +317,7 @@ def _check_options(explainer, options):
     if options['threshold'] is not None: binarize(torch.zeros(1), options['threshold'])
     return options
 
-# %% ../../nbs/scale/cluster.ipynb #c420d777
+# %% ../../nbs/scale/cluster.ipynb #76c00a34
 def _workers(ray, workers):
     "How many actors, their share of a processor, and their device; one processor stays for what reads and writes, whoever asks for it"
     there = ray.cluster_resources()
@@ -334,20 +326,20 @@ def _workers(ray, workers):
     if gpus: return n, dict(num_gpus=min(1, gpus/n), num_cpus=0), 'cuda'
     return n, dict(num_cpus=math.floor(1000*min(1, max(0, cores - 1)/n))/1000), 'cpu'
 
-# %% ../../nbs/scale/cluster.ipynb #2a9a172a
+# %% ../../nbs/scale/cluster.ipynb #5f1372d9
 def _in_store(ray, explainer):
     "The explainer in the object store, once for all actors; its name or folder, or the explainer itself"
     explainer = explainer if isinstance(explainer, LMAC) else LMAC.from_pretrained(explainer)
     held = explainer if explainer.device.type == 'cpu' else copy.deepcopy(explainer).to('cpu')
     return explainer, ray.put(held)
 
-# %% ../../nbs/scale/cluster.ipynb #d5881705
+# %% ../../nbs/scale/cluster.ipynb #47612e53
 def explain(
     recordings, # folders, files or addresses ('s3://bucket/folder'), a Ray dataset with `path` or `bytes`, or a data set of Hugging Face
     explainer=DEFAULT_EXPLAINER, # an `LMAC`, or the name, folder or id of one
     out=None, # folder for Parquet files, or its address, where a run that was stopped goes on; None: nothing is done until the result is asked for, and nothing kept
     target=None, threshold:float=None, contrast=None, channel:int=None, time_expansion:float=None, # as for `LMAC.explain`
-    labels:dict=None, # true classes of recordings, by `recording`, if they are known
+    labels=None, # what the recordings are, if they are paths: a CSV file or 'folders', as for `true_labels`
     workers:int=None, # actors; None: one for each GPU, or else for each core
     block:int=16, # recordings that are handed to a worker at a time, and that a Parquet file has
     retry:bool=False, # try those again that failed in an earlier run
@@ -357,14 +349,15 @@ def explain(
     "Explain recordings on all cores, GPUs or machines that Ray has; raises `ImportError`, `ConnectionError`, `FileNotFoundError` or `ValueError`"
     ray = start_ray()
     (lmac, held), options = _in_store(ray, explainer), dict(target=target, threshold=threshold, contrast=contrast, channel=channel, time_expansion=time_expansion)
-    settings, (n, share, device) = _settings_of(lmac, _check_options(lmac, options)), _workers(ray, workers)
+    settings, (n, share, device) = settings_key(lmac, _check_options(lmac, options)), _workers(ray, workers)
     few = lambda k: ray.data.TaskPoolStrategy(size=max(1, k))  # each is a process that imports torch
     local = out is not None and '://' not in str(out)
     if local: Path(out).mkdir(parents=True, exist_ok=True)
     with exclusive(out) if local else nullcontext():
         done = _done(out, filesystem, settings, retry) if out is not None else set()
-        left, total, before, data = _inputs(ray, recordings, lambda m: block if m is None else max(1, min(block, m//(4*n))), done, filesystem, labels)
-        if total: n = min(n, -(-total//max(1, min(block, total//(4*n)))))  # no more actors than blocks
+        size = lambda m: block if m is None else max(1, min(block, m//(4*n)))
+        left, total, before, data = _inputs(ray, recordings, size, done, filesystem, labels, lmac.labels)
+        if total: n = min(n, -(-total//size(total)))  # no more actors than blocks
         if left is not None:
             left = left.map_batches(_decode, batch_format='pyarrow', batch_size=None, compute=few(n//2), num_cpus=_SHARE, fn_args=(lmac.sample_rate, channel, time_expansion, filesystem, data))
             left = left.map_batches(_Actor, batch_format='pyarrow', batch_size=None, compute=ray.data.ActorPoolStrategy(size=n), fn_constructor_args=([held], settings, options, device), **share)
@@ -372,7 +365,7 @@ def explain(
         if left is not None: _run(left.map_batches(_write, batch_format='pyarrow', batch_size=None, compute=few(n//8), num_cpus=_SHARE, fn_args=(str(out), filesystem)), total, before, progress)
     return read_results(out, filesystem=filesystem)
 
-# %% ../../nbs/scale/cluster.ipynb #f4cfaf78
+# %% ../../nbs/scale/cluster.ipynb #4d2661fe
 def _run(dataset, total, before, progress):
     "Run it all, count what comes"
     failed = 0
@@ -382,14 +375,14 @@ def _run(dataset, total, before, progress):
             bar.update(len(batch))
             if failed: bar.set_postfix(failed=failed)
 
-# %% ../../nbs/scale/cluster.ipynb #52d86f26
+# %% ../../nbs/scale/cluster.ipynb #e2554a55
 def _read(table, columns, filesystem):
     "The contents of a Parquet file"
     import pyarrow.parquet as pq
     system, path, _ = _filesystem(table['file'][0].as_py(), filesystem)
     with system.open_input_file(path) as file: return pq.read_table(file, columns=columns)
 
-# %% ../../nbs/scale/cluster.ipynb #00cf2bb3
+# %% ../../nbs/scale/cluster.ipynb #8869dd42
 def read_results(
     out, # folder of Parquet files, or its address
     columns:list=None, # to be read; None: all of `result_schema`
@@ -401,40 +394,32 @@ def read_results(
     ray = start_ray()
     return _blocks(ray, [dict(file=before + f) for f in files], 1).map_batches(_read, batch_format='pyarrow', batch_size=None, num_cpus=1, fn_args=(columns, filesystem))
 
-# %% ../../nbs/scale/cluster.ipynb #a66a3201
-def _place(recording, taken):
-    "Where the results of a recording go: its path without the suffix, made safe, or with a number if that is taken"
-    parts = [part.strip('. ') for part in PurePosixPath(recording.replace('\\', '/')).with_suffix('').parts]
-    place = '/'.join(part for part in parts if part not in ('', '/')) or 'recording'
-    found = next(name for i in range(1, len(taken) + 2) if (name := place if i == 1 else f'{place}_{i}').casefold() not in taken)
-    taken.add(found.casefold())
-    return found
-
-# %% ../../nbs/scale/cluster.ipynb #774d772e
+# %% ../../nbs/scale/cluster.ipynb #43c856c2
 def result_files(
     row:dict, # of the results
 ) -> dict: # file name to contents; nothing for one that failed
     "The files of a recording's folder"
-    kinds = dict(explanation='explanation.flac', residual='residual.flac', thumbnail='thumbnail.png', explanation_json='explanation.json', regions='regions.csv', timeline='timeline.csv')
+    if row['error']: return {}
+    suffix = '.flac' if row['explanation'][:4] == b'fLaC' else '.wav'
+    kinds = dict(explanation=f'explanation{suffix}', residual=f'residual{suffix}', thumbnail='thumbnail.png', explanation_json='explanation.json', regions='regions.csv', timeline='timeline.csv')
     found = {name: row.get(column) for column, name in kinds.items()}
-    return {name: x.encode() if isinstance(x, str) else x for name, x in found.items() if x} if not row['error'] else {}
+    return {name: x.encode() if isinstance(x, str) else x for name, x in found.items() if x}
 
-# %% ../../nbs/scale/cluster.ipynb #5ceaa2a2
+# %% ../../nbs/scale/cluster.ipynb #937cf1cb
 def to_folder(
     results, # Ray dataset, or a folder of Parquet files or its address
     out, # folder, made if it is not there
     filesystem=None, # Arrow's, for addresses; None: as the address says
 ) -> Path: # the folder
     "Write results as `lmac-explain` does: a folder for each recording, and explanations.csv; raises `OSError` or `FileNotFoundError`"
-    import pandas as pd
-    out, rows, taken = Path(out), [], set()
-    dataset = read_results(results, filesystem=filesystem) if isinstance(results, (str, Path)) else results
+    dataset, out = read_results(results, filesystem=filesystem) if isinstance(results, (str, Path)) else results.materialize(), Path(out)
+    names = sorted((row['recording'], row['source']) for row in dataset.select_columns(['recording', 'source']).iter_rows())
+    rows, places = [], dict(zip(names, result_folders([Path(name) for name, _ in names])))
     for batch in dataset.iter_batches(batch_size=16, batch_format='pyarrow', prefetch_batches=0):
         for row in batch.to_pylist():
-            files = result_files(row)
-            place = _place(row['recording'], taken) if files else ''
+            files, place = result_files(row), places[row['recording'], row['source']]
             if files: write_files(out/place, files)
-            rows.append(dict(recording=row['recording'], explanation=place) | {k: v for k, v in row.items() if k not in (*SOUND_COLUMNS, 'recording', 'settings')})
+            rows.append(dict(recording=row['recording'], explanation=place.as_posix() if files else '') | {k: v for k, v in row.items() if k not in (*SOUND_COLUMNS, 'recording', 'settings')})
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out/'explanations.csv', pd.DataFrame(rows).sort_values('recording').to_csv(index=False).encode())
+    write_table(sorted(rows, key=lambda row: (row['recording'], row['source'])), out)
     return out
