@@ -16,7 +16,7 @@ from pathlib import Path
 from fastcore.script import Param, anno_parser, store_true
 
 from .audio import check_speed, check_time_expansion, make_scene, save_audio, write_atomically
-from .data import exclusive
+from .data import exclusive, hf_recordings
 from .explain import LMAC, computing_on
 from .explanation import region_files
 from .pretrained import DEFAULT_EXPLAINER, explainer_folder, load_classifier, write_files
@@ -169,10 +169,21 @@ def _refuse_other_results(out, files=None):
     else: holds = f"the explanation of {source}"
     raise ValueError(f"{out} holds {holds}, which would be lost. Name another folder with --out, or say --overwrite.")
 
+# %% ../nbs/13_cli.ipynb #5370ad6b
+def _asked(paths, out, labels): # pairs as of `find_recordings`, and `labels` for `true_labels`
+    "The recordings that are meant: files and folders, or a data set of Hugging Face, what of it is no file being written to the folder of results; raises `ValueError`, as `find_recordings`, or as `hf_recordings`"
+    if not any(str(path).startswith('hf:') for path in paths):
+        if labels and len(paths) < 2 and not any(Path(path).is_dir() for path in paths): raise ValueError(f"labels are for folders of recordings. Found: {labels!r}.")
+        return find_recordings(paths), labels
+    if len(paths) > 1: raise ValueError(f"One data set of Hugging Face is explained at a time. Found: {', '.join(map(str, paths))}.")
+    rows = list(hf_recordings(str(paths[0]), out / 'recordings'))
+    known = {name: label for name, _, label in rows if label}
+    return [(path, Path(name)) for name, path, _ in rows], labels or known or None
+
 # %% ../nbs/13_cli.ipynb #14cli009
 @command
 def lmac_explain(
-    audio:Param('Recordings (wav, flac, ogg, mp3; with the extra lmac[av] also m4a, mp4, webm, wma) and folders of them; without any, a synthetic scene', str, opt=False, nargs='*')=None,
+    audio:Param('Recordings (wav, flac, ogg, mp3; with the extra lmac[av] also m4a, mp4, webm, wma) and folders of them; hf: and a data set of Hugging Face, saved or on the hub; without any, a synthetic scene', str, opt=False, nargs='*')=None,
     out:str='out', # Folder for the results; in it, one folder for each recording unless it is a single file
     explainer:str=DEFAULT_EXPLAINER, # Bundled explainer (esc10-sources; esc10 and esc10-finetuned, of single sounds), folder, or id on the Hugging Face hub
     binary:store_true=False, # Binary mask: each bin of the spectrogram is kept or removed, rounded at 0.5
@@ -195,11 +206,10 @@ def lmac_explain(
     And see where: regions.csv, regions.txt (labels for Audacity) and regions.selections.txt (Raven), for each recording and for a whole folder"""
     with one_line_errors('lmac-explain'), computing_on(device):
         paths = [audio] if isinstance(audio, (str, Path)) else list(audio or ())
-        if labels and not any(Path(path).is_dir() for path in paths) and len(paths) < 2: raise ValueError(f"labels are for folders of recordings. Found: {labels!r}.")
-        single = len(paths) < 2 and not any(Path(path).is_dir() for path in paths)
+        single = len(paths) < 2 and not any(str(path).startswith('hf:') or Path(path).is_dir() for path in paths)
         if single and not is_main(): return  # one recording is one process's work
         once = (lambda work: work()) if single else on_main
-        files, out = once(lambda: find_recordings(paths)), Path(out)
+        (files, labels), out = once(lambda: _asked(paths, Path(out), labels)), Path(out)
         lmac, threshold = LMAC.from_pretrained(explainer), .5 if binary and threshold is None else threshold
         options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate, region_threshold=region_threshold) | _several(lmac, target, top)
         options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion, channel=channel).items() if v is not None}
@@ -287,7 +297,7 @@ def _open_clips(data, explainer):
     "The dataset of that name; `scenes` are written for the occasion"
     if data != 'scenes':
         from lmac.evidence.recipes import open_dataset
-        yield open_dataset(dict(dataset=data), explainer.sample_rate, explainer.classifier.duration_s)
+        yield open_dataset(dict(dataset=data, labels=explainer.labels), explainer.sample_rate, explainer.classifier.duration_s)
         return
     from lmac.evidence.benchmark import scene_dataset
     folder, options = on_main(tempfile.mkdtemp), dict(sample_rate=explainer.sample_rate, duration_s=explainer.classifier.duration_s)

@@ -71,14 +71,14 @@ def _label_table(file): # names of recordings to labels
     return dict(zip((Path(name).as_posix() for name in table[names]), table[labels]))
 
 def true_labels(
-    source, # a CSV file, or 'folders', which takes the name of the folder that a recording lies in
+    source, # a CSV file, a dict from recordings to classes, or 'folders', which takes the name of the folder that a recording lies in
     names:list, # of recordings, paths relative to what was asked for
     known:list, # names of the classifier's classes
 ) -> list: # of names, '' where it is not known
     "What recordings are; warns of recordings and classes that there are not. Raises `ValueError` or `FileNotFoundError`"
     if source == 'folders': found = [path.parent.name for path in names]
     else:
-        table, used = _label_table(source), []
+        table, used = source if isinstance(source, dict) else _label_table(source), []
         for path in names: used.append(next((key for key in (path.as_posix(), path.name, path.stem) if key in table), None))
         if not any(used): raise ValueError(f"{source} names none of the {len(names)} recordings. Its first is {next(iter(table), 'none')!r}, theirs {names[0].as_posix()!r}: write paths relative to the folder, or names of files.")
         if spare := sorted(table.keys() - set(used)): warnings.warn(f"{source} names {len(spare)} recordings that are not here: {', '.join(spare[:3])}{', …' if len(spare) > 3 else ''}.", stacklevel=2)
