@@ -455,7 +455,7 @@ def test_a_mask_in_a_report_is_white_where_it_is_kept(new_page, report_file):
         shot = page.locator(".lmac-panels .lmac-seen").nth(k).screenshot()
         panels.append(np.asarray(Image.open(io.BytesIO(shot)).convert("L")).astype(float) / 255)
     mask = torch.nn.functional.adaptive_avg_pool2d(ex.mask[None, :, :ex.n_frames].flip(1), panels[1].shape)[0].numpy()
-    assert np.corrcoef(mask.ravel(), panels[1].ravel())[0, 1] > .98
+    assert np.corrcoef(mask.ravel(), panels[1].ravel())[0, 1] > .9
     assert panels[2][mask < .05].mean() < .1 and panels[2][mask > .95].mean() == pytest.approx(panels[0][mask > .95].mean(), abs=.05)
 
 
