@@ -656,3 +656,48 @@ def test_from_explanations_to_sounds_that_play(opened, tmp_path):
     page.keyboard.press("j")
     at(page, .01, "rest")
     assert state(page)["lost"] == {}
+
+
+def test_in_jupyterlab(driver, tmp_path):
+    "Pictures and sounds come from the kernel, keys do what they say and not what JupyterLab does with them, marks come back"
+    import ast
+    import nbformat
+    from jupyter_client import BlockingKernelClient
+    from notebook_apps import JupyterLab, wait
+    out = results(tmp_path, 40)
+    cells = [f"from lmac.listen.gallery import Gallery\ngallery = Gallery({str(out)!r})", "gallery"]
+    app = JupyterLab(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells]), tmp_path)
+    browser, complaints = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS), []
+    try:
+        page = browser.new_page(viewport=dict(width=1300, height=1000))
+        page.on("pageerror", lambda e: complaints.append(str(e)))
+        app.start()
+        app.run(page)
+        assert not app.errors(), app.errors()
+        grid = page.locator(".jp-OutputArea .lmac-grid")
+        grid.wait_for()
+        page.wait_for_function("document.querySelector('.lmac-frame img')?.naturalWidth === 240")
+        n_cells = page.locator(".jp-Notebook .jp-Cell").count()
+        grid.focus()
+        for key in ("j", "j", "m", "a", "b"): page.keyboard.press(key)   # a and b would insert cells, m would make text of one
+        page.keyboard.press(" ")
+        at(page, .05, "input")
+        page.keyboard.press("a")
+        at(page, .05, "sound")
+        assert page.locator(".jp-Notebook .jp-Cell").count() == n_cells and page.locator(".jp-MarkdownCell").count() == 0
+        page.keyboard.press("n")
+        page.keyboard.type("abc")
+        if shots := os.environ.get("GALLERY_SHOTS"): page.screenshot(path=f"{shots}/lab.png")
+        client = BlockingKernelClient(connection_file=app.connection_file())
+        client.load_connection_file()
+        client.start_channels()
+        def marks():
+            message = client.execute("", silent=True, user_expressions=dict(x="gallery.marks.values.tolist()"))
+            while (reply := client.get_shell_msg(timeout=40))["parent_header"].get("msg_id") != message: pass
+            return ast.literal_eval(reply["content"]["user_expressions"]["x"]["data"]["text/plain"])
+        wait(marks, lambda found: found == [["rain/001.wav", "rain", True, "abc"]])
+        client.stop_channels()
+    finally:
+        browser.close()
+        app.stop()
+    assert not complaints, complaints
