@@ -54,8 +54,8 @@ def _json(folder):
 
 def _sound(names, part, speed):
     "The sound of a part among the names of files, at the speed it is to be played at if there is a copy of it"
-    sounds = [name for name in names if name.startswith(part) and Path(name).suffix in AUDIO_FORMATS]
-    return next((name for name in sounds if Path(name).stem.endswith(speed_suffix(speed))), sounds[0] if sounds else '')
+    sounds = [name for name in names if name.startswith(part) and os.path.splitext(name)[1] in AUDIO_FORMATS]
+    return next((name for name in sounds if os.path.splitext(name)[0].endswith(speed_suffix(speed))), sounds[0] if sounds else '')
 
 def _row_files(folder, label, speed, several):
     "Names of a row's files in its folder, '' for those that are not there"
@@ -74,10 +74,10 @@ def _addresses(sources, folder):
     "Addresses of recordings for a page in the folder; '' for those that are not known"
     given, folder = [source for source in sources if source and not Path(source).is_absolute()], Path(folder).absolute()
     bases = [Path.cwd(), *folder.parents]
-    base = next((base for base in bases if any(os.path.isfile(base/source) for source in given[:20])), bases[0])
+    base = next((base for base in bases if any(os.path.isfile(os.path.join(base, source)) for source in given[:20])), bases[0])
     def address(source):
-        try: return quote(os.fsencode(Path(os.path.relpath(base/source, folder)).as_posix()), safe=_PLAIN)
-        except ValueError: return (base/source).as_uri()  # on another drive
+        try: return quote(os.fsencode(os.path.relpath(os.path.join(base, source), folder).replace(os.sep, '/')), safe=_PLAIN)
+        except ValueError: return Path(base, source).as_uri()  # on another drive
     return [source and address(source) for source in sources]
 
 # %% ../../nbs/listen/gallery.ipynb #21b47d28
