@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BIN_HZ', 'STEP_S', 'KINDS', 'FEWEST', 'STRONG', 'Heard', 'repeats', 'Overview', 'describe', 'write_overview']
 
-# %% ../../nbs/listen/overview.ipynb #f1ddd20b
+# %% ../../nbs/listen/overview.ipynb #83829381
 import html, json, math, os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..audio import load_audio, write_atomically
 from ..evidence.record import needs
 from ..explanation import Explanation
 
-# %% ../../nbs/listen/overview.ipynb #80a3dfbb
+# %% ../../nbs/listen/overview.ipynb #c9c18de4
 @dataclass
 class Heard:
     "An explanation as it is heard, and what is known of it"
@@ -38,7 +38,7 @@ def _of_explanation(ex, i):
                  probability=ex.probability, verdict=ex.verdict, sound='', picture='')
     return Heard(audio, audio + rest, ex.sample_rate, known)
 
-# %% ../../nbs/listen/overview.ipynb #10ca10d8
+# %% ../../nbs/listen/overview.ipynb #9708fbd5
 def _rows(folder):
     "What a results folder lists, a dict for each explanation; raises `FileNotFoundError` for a folder without any"
     table = folder/'explanations.csv'
@@ -63,7 +63,7 @@ def _files(folder, label):
     pictures = folder/f"{stems[0].replace('explanation', 'thumbnail', 1)}.png", folder/'thumbnail.png'
     return *map(found, stems), next((p for p in pictures if p.is_file()), None)
 
-# %% ../../nbs/listen/overview.ipynb #5d81ba1c
+# %% ../../nbs/listen/overview.ipynb #66e00e8d
 def _number(x): # nan for what is none
     try: return float(x)
     except (TypeError, ValueError): return math.nan
@@ -87,7 +87,7 @@ def _of_folder(folder, problems):
         known |= {k: '' if p is None else p.relative_to(folder).as_posix() for k, p in (('sound', sound), ('picture', picture))}
         yield Heard(audio[:n], audio[:n] + residual[:n], rate, known)
 
-# %% ../../nbs/listen/overview.ipynb #0bf672d9
+# %% ../../nbs/listen/overview.ipynb #b2e9742f
 BIN_HZ = 7.8125 # between the frequencies of a mean spectrum: windows of 128 ms, at any sample rate
 
 def _mean_power(x, rate):
@@ -101,7 +101,7 @@ def _around(n):
     away = np.rint(3 + step * np.maximum(.26 * k - 3, 17)).astype(int)
     return np.clip(np.concatenate([k - away, k + away], 1), 3, n - 1)
 
-def _lines(power, least_db=8, share=.03):
+def _lines(power, least_db=8, share=.02):
     "Is there a tone: a peak so much above its surroundings, with such a share of all power? For mean spectra `(row, bin)`, a boolean; a bin to each side counts as well"
     level = 10 * np.log10(power + 1e-20)
     peak = (level >= ndimage.maximum_filter1d(level, 5, 1)) & (ndimage.uniform_filter1d(power, 5, 1) * 5 > share * power.sum(1, keepdims=True))
@@ -111,7 +111,7 @@ def _lines(power, least_db=8, share=.03):
     found[rows, bins + 5] = level[rows, bins + 5] >= near + least_db
     return ndimage.maximum_filter1d(found, 3, axis=1)
 
-# %% ../../nbs/listen/overview.ipynb #b13c3c70
+# %% ../../nbs/listen/overview.ipynb #bacd54be
 def _upper_edge(power):
     "By how many dB a mean spectrum `(bin,)` falls at the steepest edge above which nothing comes again, and where that is, in Hz"
     smooth = ndimage.uniform_filter1d(power, 3)
@@ -123,29 +123,43 @@ def _upper_edge(power):
     drop = ndimage.median_filter(level, 25)[below] - ceiling[above]
     return float(drop.max()), float(k[drop.argmax()] * BIN_HZ)
 
-# %% ../../nbs/listen/overview.ipynb #be77f9ec
+# %% ../../nbs/listen/overview.ipynb #b1c53b7d
 _BANDS_HZ = np.geomspace(250, 8000, 13) # of the spectrum of a moment
 
-def _moments(x, rate, n=5):
-    """The `n` loudest moments of a sound `(time,)`: which share of the energy within 40 ms of them falls into 5 ms (their median), and their mean spectrum in dB `(band,)`,
-    nan above half the rate"""
-    ms, sharp = max(rate // 1000, 1), signal.lfilter([1, -.95], 1, x)
-    energy = np.square(sharp[:len(sharp) // ms * ms].reshape(-1, ms)).sum(1)
-    left, width, shapes, shares = energy.copy(), max(round(.008 * rate), 8), [], []
-    hz, window = np.fft.rfftfreq(width, 1 / rate), np.hanning(width)
-    band = (hz[None] >= _BANDS_HZ[:-1, None]) & (hz[None] < np.maximum(_BANDS_HZ[1:], _BANDS_HZ[:-1] + rate / width)[:, None])
-    for _ in range(n):
-        if not len(left) or left.max() <= 0: break
-        k = int(left.argmax())
-        shares.append(energy[max(0, k - 1):k + 4].sum() / energy[max(0, k - 40):k + 41].sum())
-        part = np.pad(x, width)[k * ms + ms // 2 + width // 2:][:width]
-        power = np.abs(np.fft.rfft(part * window))**2 @ band.T / np.maximum(band.sum(1), 1)
-        shape = np.where(band.any(1), 10 * np.log10(power + 1e-16), np.nan)
-        shapes.append(shape - np.nanmean(shape))
-        left[max(0, k - 60):k + 61] = 0
-    return (float(np.median(shares)), np.mean(shapes, 0)) if shares else (0., np.full(len(_BANDS_HZ) - 1, np.nan))
+def _energy_ms(x, rate):
+    "Energy of a sound `(time,)` in each millisecond"
+    ms = max(rate // 1000, 1)
+    return np.square(x[:len(x) // ms * ms].reshape(-1, ms)).sum(1)
 
-# %% ../../nbs/listen/overview.ipynb #2aaa8591
+def _loudest_ms(energy, n=5):
+    "The `n` loudest milliseconds, no two within 60 of each other"
+    left, found = energy.copy(), []
+    while len(left) and left.max() > 0 and len(found) < n:
+        found.append(int(left.argmax()))
+        left[max(0, found[-1] - 60):found[-1] + 61] = 0
+    return found
+
+def _shape(x, rate, at):
+    "Spectrum of 8 ms of a sound around a millisecond, `(band,)` in dB below the loudest bands, 10 at most; nan above half the rate"
+    ms, width = max(rate // 1000, 1), max(round(.008 * rate), 8)
+    hz, part = np.fft.rfftfreq(width, 1 / rate), np.pad(x, width)[at * ms + ms // 2 + width // 2:][:width]
+    band = (hz[None] >= _BANDS_HZ[:-1, None]) & (hz[None] < np.maximum(_BANDS_HZ[1:], _BANDS_HZ[:-1] + rate / width)[:, None])
+    level = 10 * np.log10(np.abs(np.fft.rfft(part * np.hanning(width)))**2 @ band.T / np.maximum(band.sum(1), 1) + 1e-16)
+    return np.where(band.any(1), level, np.nan)
+
+def _moments(x, whole, rate):
+    """The loudest moments of an explanation `(time,)`: which share of the energy within 40 ms of them falls into 5 ms (their median), by how many dB their share of all energy is
+    larger than in the recording, `whole`, and their mean spectrum, see `_shape`"""
+    energy, sharp = _energy_ms(x, rate), _energy_ms(signal.lfilter([1, -.95], 1, x), rate)
+    found = _loudest_ms(sharp)
+    if not found: return 0., 0., np.full(len(_BANDS_HZ) - 1, np.nan)
+    def within(e, ms): return np.array([e[max(0, k - ms):k + ms + 1].sum() for k in found])
+    share, there = (within(e, 2).sum() / max(e.sum(), 1e-20) for e in (energy, _energy_ms(whole, rate)))
+    shape = np.mean([_shape(x, rate, k) for k in found], 0)
+    top = np.sort(shape[np.isfinite(shape)])[-4:]
+    return float(np.median(within(sharp, 2) / within(sharp, 40))), 10 * math.log10((share + 1e-9) / (there + 1e-9)), np.maximum(shape - top.mean() if len(top) else shape, -10)
+
+# %% ../../nbs/listen/overview.ipynb #b32e8ea0
 STEP_S = .05 # of the course of energy over time
 
 def _course(x, rate):
@@ -164,13 +178,13 @@ def _measure(heard):
     if not course.sum() > 1e-12 * len(x): return None
     whole, (start, middle, end) = _mean_power(w, rate), _quantiles(course, STEP_S)
     low, centre, high = _quantiles(power, BIN_HZ)
-    (drop, edge), (burst, moment) = _upper_edge(whole), _moments(x, rate)
+    (drop, edge), (burst, more, moment) = _upper_edge(whole), _moments(x, w, rate)
     kept = 10 * math.log10(course.sum() / max(np.square(w).sum(), 1e-12))
     row = dict(level_db=10 * math.log10(course.sum() / len(x)), kept_db=kept, low_hz=low, middle_hz=centre, high_hz=high, peak_hz=float(power.argmax() * BIN_HZ),
-               start_s=start, middle_s=middle, end_s=end, duration_s=len(x) / rate, edge_db=drop, edge_hz=edge, in_5_ms=burst)
+               start_s=start, middle_s=middle, end_s=end, duration_s=len(x) / rate, edge_db=drop, edge_hz=edge, in_5_ms=burst, moments_db=more)
     return row, dict(power=power, whole=whole, course=course, whole_course=_course(w, rate), moment=moment, audio=heard.audio.astype(np.float32), rate=rate)
 
-# %% ../../nbs/listen/overview.ipynb #09af03ba
+# %% ../../nbs/listen/overview.ipynb #95b8b882
 def _stacked(arrays):
     "Rows of different lengths as one array, zeros after the shorter ones"
     n = max(map(len, arrays))
@@ -184,7 +198,7 @@ def _profiles(power, n_mels=40):
     level = 10 * np.log10(power @ bank / np.maximum(bank.sum(0), 1e-9) + 1e-20)
     return np.maximum(level - level.max(1, keepdims=True), -60), hz[1:-1]
 
-# %% ../../nbs/listen/overview.ipynb #47dc13d6
+# %% ../../nbs/listen/overview.ipynb #0be36143
 def repeats(
     inside, # how many explanations of the class have it
     n:int, # explanations of the class
@@ -204,7 +218,7 @@ def _best(own, has):
     k = int(strength.argmax())
     return (k, float(strength[k]), has[:, k]) if strength[k] > 0 else None
 
-# %% ../../nbs/listen/overview.ipynb #2c9cd9e9
+# %% ../../nbs/listen/overview.ipynb #e8f17790
 KINDS = {'tone': 'a tone of the same frequency', 'band limit': 'nothing above the same frequency, in the recording itself', 'band': 'one narrow band, though the recordings are not in it',
          'moments': 'short moments that sound alike', 'same sound': 'the very same sound', 'time': 'the same time, though the recordings go on',
          'little': 'very little of the energy', 'wrong': 'decisions that are wrong'} # kind of suspicion → what explanations have in common
@@ -222,7 +236,7 @@ def _tone(own, f):
     peaks = [i for i in np.flatnonzero(others >= .5) if others[i] == others[max(0, i - 3):i + 4].max()]
     merged = [i for j, i in enumerate(peaks) if (not j or i - peaks[j - 1] > 3) and abs(i - k) > 3]
     hz = [_peak_hz(f.power[own & rows], i) for i in sorted({*merged, k})]
-    return strength, rows, f"a tone at {_hz_words(hz)}" if len(hz) == 1 else f"tones at {_hz_words(hz)}"
+    return strength, rows, f"a tone at {_hz_words(hz)}" if len(hz) == 1 else f"tones at {_hz_words(hz[:4])}{f' and {len(hz) - 4} more' if len(hz) > 4 else ''}"
 
 def _band_limit(own, f):
     sharp = (f.edge_db >= 20) & np.isfinite(f.edge_hz)
@@ -231,7 +245,7 @@ def _band_limit(own, f):
     if not found: return None
     return found[1], found[2], f"recordings that have nothing above {_hz_words([np.median(f.edge_hz[own & found[2]])])}"
 
-# %% ../../nbs/listen/overview.ipynb #76255fbe
+# %% ../../nbs/listen/overview.ipynb #ee2454fb
 def _hz_words(hz):
     "Frequencies in words: '50, 100 and 150 Hz', '3.0 kHz'"
     hz = [float(x) for x in hz]
@@ -244,7 +258,7 @@ def _sentence(kind, what, label, k, n, out, m):
     others = f"; of the other classes, {out} of {m} do." if kind not in ('wrong', 'band limit') else f"; of the other classes, {out} of {m} are."
     return head + what + (others if m else '. There is no other class to compare with.')
 
-# %% ../../nbs/listen/overview.ipynb #1c406244
+# %% ../../nbs/listen/overview.ipynb #59077635
 def _windows(share, width):
     "Sums over `width` columns, for each place that a window can have"
     total = np.concatenate([np.zeros((len(share), 1)), share.cumsum(1)], 1)
@@ -273,17 +287,17 @@ def _time(own, f, width_s=.5):
     where = (f"the last {width_s} s" if k == 0 else f"{width_s} s that end {k * STEP_S:.1f} s before the end") if end else (f"the first {width_s} s" if k == 0 else f"what is heard from {k * STEP_S:.1f} to {k * STEP_S + width_s:.1f} s")
     return strength, rows, f"{where}, though the recordings go on"
 
-# %% ../../nbs/listen/overview.ipynb #c41819be
+# %% ../../nbs/listen/overview.ipynb #53c0b2b7
 def _from_end(course, steps):
     "Rows `(row, step)` turned around so that each begins with its last step"
     return np.stack([np.pad(row[:n][::-1], (0, len(row) - n)) for row, n in zip(course, steps)])
 
-def _moment(own, f, alike_db=5.):
-    "Bursts of a few milliseconds with one spectrum"
+def _moment(own, f, alike_db=4.):
+    "Bursts of a few milliseconds with one spectrum, of which the explanations hold more than the recordings"
     with np.errstate(invalid='ignore'): apart = np.sqrt(np.nanmean(np.square(f.moment[:, None] - f.moment[None, own]), -1))
-    burst = f.in_5_ms >= .5
+    burst = (f.in_5_ms >= .4) & (f.moments_db >= 2)
     found = _best(own, (apart <= alike_db) & burst[:, None] & burst[own])
-    return found and (found[1], found[2], "moments of a few milliseconds that sound alike: clicks")
+    return found and (found[1], found[2], "clicks of a few milliseconds that sound alike")
 
 def _little(own, f):
     found = _best(own, (f.kept_db <= -20)[:, None])
@@ -298,7 +312,7 @@ def _wrong(own, f):
     if found: rows[known] = found[2]
     return found and (found[1], rows, "decisions that are wrong")
 
-# %% ../../nbs/listen/overview.ipynb #7886b255
+# %% ../../nbs/listen/overview.ipynb #3e7be8dd
 def _sharp(x, rate, to=8000):
     "A sound `(time,)` at 8 kHz, at which highs and lows weigh the same, roughly"
     if rate > to: x = signal.resample_poly(x, *np.array([to, rate]) // math.gcd(to, rate))
@@ -331,18 +345,19 @@ def _same_sound(own, f, at_least=.7, most=24, length_s=.25):
     found = _best(own, has)
     return found and (found[1], found[2], f"the very same sound of {length_s} s")
 
-# %% ../../nbs/listen/overview.ipynb #e1200f46
+# %% ../../nbs/listen/overview.ipynb #5406fdfa
 class _Features:
     "Arrays with a row for each explanation, from which suspicions are read"
     def __init__(self, arrays, table):
         self.power, self.whole, course, whole_course = (_stacked([a[k] for a in arrays]) for k in ('power', 'whole', 'course', 'whole_course'))
         self.course, self.whole_course = (x / np.maximum(x.sum(1, keepdims=True), 1e-20) for x in (course, whole_course))
         self.steps, self.moment, self.rate = [len(a['course']) for a in arrays], np.stack([a['moment'] for a in arrays]), [a['rate'] for a in arrays]
-        self.lines, self.in_5_ms, self.kept_db = _lines(self.power), *(table[k].to_numpy() for k in ('in_5_ms', 'kept_db'))
+        self.lines = _lines(self.power)
+        self.in_5_ms, self.moments_db, self.kept_db = (table[k].to_numpy() for k in ('in_5_ms', 'moments_db', 'kept_db'))
         self.edge_db, self.edge_hz, self.correct = (table[k].to_numpy(float) for k in ('edge_db', 'edge_hz', 'correct'))
         self.sharp = [_sharp(a['audio'], a['rate']) for a in arrays]
 
-# %% ../../nbs/listen/overview.ipynb #0e047934
+# %% ../../nbs/listen/overview.ipynb #1ee05901
 FEWEST = 5 # explanations of a class that are clustered
 
 def _described(features, table):
@@ -370,7 +385,7 @@ def _clusters_of(numbers):
     for c in set(found): far[found == c] = np.linalg.norm(numbers[found == c] - numbers[found == c].mean(0), axis=1)
     return found, far
 
-# %% ../../nbs/listen/overview.ipynb #f348349a
+# %% ../../nbs/listen/overview.ipynb #ffaffc37
 _TESTS = {'tone': _tone, 'band limit': _band_limit, 'band': _band, 'moments': _moment, 'same sound': _same_sound, 'time': _time, 'little': _little, 'wrong': _wrong}
 
 def _suspicions(features, table):
@@ -390,12 +405,13 @@ def _suspicions(features, table):
     kept = []
     for s in found:
         same = next((k for k in kept if k['label'] == s['label'] and len({*k['members']} & {*s['members']}) >= .8 * len(s['members'])), None)
-        if same and s['kind'] != 'wrong': same['also'] += (', ' if same['also'] else '') + KINDS[s['kind']]
+        if same and s['kind'] != 'wrong':
+            if 2 * len(s['members']) >= len(same['members']): same['also'] += ('; ' if same['also'] else '') + KINDS[s['kind']]
         else: kept.append(s)
     return pd.DataFrame(kept, columns=['label', 'cluster', 'kind', 'strength', 'explanations', 'of', 'elsewhere', 'of_others', 'sentence', 'also', 'members'])
 
-# %% ../../nbs/listen/overview.ipynb #93a08eb8
-STRONG = .5 # strength from which a suspicion is called strong: clean classifiers stay below it, see benchmarks/overview.py
+# %% ../../nbs/listen/overview.ipynb #77f0e9a7
+STRONG = .45 # strength from which a suspicion is called strong: clean classifiers stay below it, see benchmarks/overview.py
 
 @dataclass(repr=False)
 class Overview:
@@ -410,7 +426,7 @@ class Overview:
 
     def __repr__(self): return f"Overview of {len(self.table)} explanations of {self.table.label.nunique()} classes: " + self.sentence()
 
-# %% ../../nbs/listen/overview.ipynb #a8a06dc9
+# %% ../../nbs/listen/overview.ipynb #748cafae
 @patch
 def sentence(self:Overview) -> str: # a sentence or two
     "What is to be looked at first, in words"
@@ -428,7 +444,7 @@ def _cluster_table(table, far):
         rows.append(dict(label=label, cluster=cluster, size=len(part), accuracy=float(known.mean()) if len(known) else math.nan, typical=typical) | numbers)
     return pd.DataFrame(rows).sort_values(['label', 'cluster'], key=lambda x: x.replace(0, 10**6) if x.name == 'cluster' else x, ignore_index=True)
 
-# %% ../../nbs/listen/overview.ipynb #4b172a09
+# %% ../../nbs/listen/overview.ipynb #b7b593bc
 def describe(
     explanations, # a list of `Explanation`s (of several classes each, too), or the folder that lmac-explain wrote
 ) -> Overview: # raises `FileNotFoundError` or `ValueError` where there is nothing to describe
@@ -455,7 +471,7 @@ def describe(
     profiles, hz = _profiles(features.power)
     return Overview(table, _cluster_table(table, far), _suspicions(features, table), profiles, hz, features.course, problems)
 
-# %% ../../nbs/listen/overview.ipynb #efa56d75
+# %% ../../nbs/listen/overview.ipynb #7170ec49
 def _svg(width, height, body, says):
     "A drawing that takes its colours from the page"
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(says, True)}">{body}</svg>'
@@ -472,9 +488,9 @@ def _profile_svg(self:Overview, own, among, others):
     width, height, body = 260, 80, ''
     for rows, of in ((others, 'others'), (among, 'class'), (own, 'own')):
         if len(rows): body += _line(self.profiles[rows].mean(0), -50, 0, width, height, of)
-    for hz in (100, 300, 1000, 3000, 10_000):
+    for hz in (200, 500, 1000, 2000, 4000, 8000, 16_000):
         at = np.interp(hz, self.frequencies, np.linspace(0, width, len(self.frequencies)), left=-1, right=-1)
-        if 0 < at < width - 12: body += f'<path class="grid" d="M{at:.1f} 0V{height}"/><text x="{at:.1f}" y="{height + 11}">{f"{hz // 1000} kHz" if hz >= 1000 else f"{hz} Hz"}</text>'
+        if 0 < at < width: body += f'<path class="grid" d="M{at:.1f} 0V{height}"/><text x="{at:.1f}" y="{height + 11}">{f"{hz // 1000} kHz" if hz >= 1000 else f"{hz} Hz"}</text>'
     low, peak, high = (_hz_words([self.table[k][own].median()]) for k in ('low_hz', 'peak_hz', 'high_hz'))
     return _svg(width, height + 14, body, f'Spectrum: from {low} to {high}, loudest at {peak}')
 
@@ -489,7 +505,7 @@ def _course_svg(self:Overview, own):
     start, end = (self.table[k][own].median() for k in ('start_s', 'end_s'))
     return _svg(width, height + 14, f'{bars}<text x="2" y="{height + 12}">0 s</text><text x="{width - 14}" y="{height + 12}">{last * STEP_S:.3g} s</text>', f'Over time: mostly from {start:.1f} to {end:.1f} s')
 
-# %% ../../nbs/listen/overview.ipynb #14b25564
+# %% ../../nbs/listen/overview.ipynb #b768b117
 @patch
 def _clip_html(self:Overview, i, prefix=None):
     "One explanation: its picture, its name and its sound, from files beside the page; without a `prefix`, which leads from the page to them, its name alone"
@@ -506,7 +522,7 @@ def _clips_html(self:Overview, rows, prefix=None):
     "A list of explanations, as HTML"
     return f'<ul class="clips">{"".join(self._clip_html(i, prefix) for i in rows)}</ul>'
 
-# %% ../../nbs/listen/overview.ipynb #a4bdb2ca
+# %% ../../nbs/listen/overview.ipynb #81b6932d
 _LEGEND = '<p class="legend"><i class="own"></i>these <i class="class"></i>all of the class <i class="others"></i>the other classes</p>'
 
 @patch
@@ -517,7 +533,7 @@ def _suspicion_html(self:Overview, s, prefix=None):
     best = self._typical(s.members)
     return (f'<li><h3>{html.escape(s.sentence)}</h3><p><meter min="0" max="1" value="{s.strength:.3f}" aria-label="Strength"></meter> {s.strength:.2f} '
             f'{"strong" if s.strength >= STRONG else "weak"} · {html.escape(s.kind)}{f", mostly cluster {s.cluster}" if s.cluster else ""}</p>{also}'
-            f'<div class="drawn">{self._profile_svg(s.members, among, others)}{self._course_svg(s.members)}</div>{self._clips_html(best, prefix)}</li>')
+            f'<div class="seen"><div class="drawn">{self._profile_svg(s.members, among, others)}{self._course_svg(s.members)}</div>{self._clips_html(best, prefix)}</div></li>')
 
 @patch
 def _typical(self:Overview, rows, n=3):
@@ -529,9 +545,12 @@ def _typical(self:Overview, rows, n=3):
 def _suspicions_html(self:Overview, prefix=None, top=10):
     "The first suspicions, as HTML"
     if not len(self.suspicions): return '<p>Nothing repeats in one class only.</p>'
-    return f'{_LEGEND}<ol class="suspicions">{"".join(self._suspicion_html(s, prefix) for s in self.suspicions.head(top).itertuples())}</ol>'
+    def listed(some, start=1): return f'<ol class="suspicions" start="{start}">{"".join(self._suspicion_html(s, prefix) for s in some.itertuples())}</ol>' if len(some) else ''
+    shown, n = self.suspicions.head(top), (self.suspicions.head(top).strength >= STRONG).sum()
+    weak = f'<details><summary>{len(shown) - n} weak suspicions, as clean classifiers have them, too</summary>{listed(shown[n:], n + 1)}</details>' if len(shown) > n else ''
+    return f'{_LEGEND}{listed(shown[:n])}{weak}'
 
-# %% ../../nbs/listen/overview.ipynb #4d18d296
+# %% ../../nbs/listen/overview.ipynb #383745c9
 @patch
 def _class_html(self:Overview, label, prefix=None):
     "The clusters of a class, as HTML"
@@ -546,8 +565,8 @@ def _class_html(self:Overview, label, prefix=None):
                      f'{c.kept_db:.0f} dB of the recording\'s energy</p><div class="drawn">{self._profile_svg(rows, among, others)}{self._course_svg(rows)}</div>{self._clips_html(c.typical, prefix)}</section>')
     return f'<h2>{html.escape(label)}</h2>{few}<div class="clusters">{"".join(parts)}</div>'
 
-# %% ../../nbs/listen/overview.ipynb #926a2343
-_STYLE = """<style>.lmac-overview{color-scheme:light dark;--own:#0b62c4;--class:#595959;--others:#a85400;font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:auto;padding:0 .8rem;overflow-wrap:anywhere}
+# %% ../../nbs/listen/overview.ipynb #10b214cb
+_STYLE = """<style>.lmac-overview{--own:#0b62c4;--class:#595959;--others:#a85400;font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:auto;padding:0 .8rem;overflow-wrap:anywhere}
 .lmac-overview h2{margin:2em 0 .3em}.lmac-overview h3{font-size:1em;margin:.4em 0}.lmac-overview svg{display:block;width:100%;max-width:17rem;height:auto;overflow:visible}
 .lmac-overview polyline{fill:none;stroke-width:1.5}.lmac-overview polyline.own{stroke:var(--own);stroke-width:2.5}.lmac-overview polyline.class{stroke:var(--class);stroke-dasharray:4 3}
 .lmac-overview polyline.others{stroke:var(--others);stroke-dasharray:1 3}.lmac-overview .grid{stroke:currentColor;opacity:.15}.lmac-overview text{font-size:9px;fill:currentColor;text-anchor:middle}
@@ -556,9 +575,10 @@ _STYLE = """<style>.lmac-overview{color-scheme:light dark;--own:#0b62c4;--class:
 .lmac-overview ul.clips{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:.8rem}.lmac-overview ul.clips li{width:15rem;max-width:100%}.lmac-overview ul.clips img{width:100%;height:4.5rem;display:block;border-radius:3px}
 .lmac-overview ul.clips span{display:block;font-size:13px}.lmac-overview audio{width:100%;height:2.2rem}.lmac-overview .suspicions>li{margin:1.2em 0}
 .lmac-overview .clusters{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(17rem,100%),1fr));gap:1.2rem}
-@media(prefers-color-scheme:dark){.lmac-overview{--own:#7ab8ff;--class:#b5b5b5;--others:#f0a35e}}</style>"""
+.lmac-overview .seen{display:flex;flex-wrap:wrap;gap:.5rem 1.2rem}.lmac-overview .seen .drawn{width:16rem;max-width:100%}.lmac-overview .seen ul.clips{margin:0;flex:1 1 20rem}.lmac-overview .seen ul.clips li{width:12rem}
+.lmac-overview ol.suspicions{padding-left:1.6em}</style>"""
 
-# %% ../../nbs/listen/overview.ipynb #bbc116ba
+# %% ../../nbs/listen/overview.ipynb #a58aba2d
 @patch
 def page(self:Overview,
     title='Overview', # of the page, plain text
@@ -570,7 +590,7 @@ def page(self:Overview,
     lost = ''.join(f'<li>{html.escape(p)}</li>' for p in self.problems[:50]) + (f'<li>and {len(self.problems) - 50} more</li>' if len(self.problems) > 50 else '')
     lost = f'<details><summary>{len(self.problems)} without a sound to describe</summary><ul>{lost}</ul></details>' if lost else ''
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>'
-            f'<style>:root{{color-scheme:light dark}}@media(prefers-color-scheme:dark){{body{{background:#16181c;color:#e8e8e8}}}}</style>{_STYLE}'
+            f'<style>:root{{color-scheme:light dark}}@media(prefers-color-scheme:dark){{body{{background:#16181c;color:#e8e8e8}}.lmac-overview{{--own:#7ab8ff!important;--class:#b5b5b5!important;--others:#f0a35e!important}}}}</style>{_STYLE}'
             f'<body><main class="lmac-overview"><h1>{name}</h1><p>{len(self.table)} explanations of {len(labels)} class{"es" if len(labels) > 1 else ""}. {html.escape(self.sentence())}</p>{lost}'
             f'<h2>Suspicions</h2><p>{_READING}</p>{self._suspicions_html(prefix, top)}'
             f'{"".join(self._class_html(label, prefix) for label in labels)}</main></body></html>')
@@ -578,7 +598,7 @@ def page(self:Overview,
 _READING = ("Natural sounds vary from one recording to the next; what a device, a studio or a file format left repeats. So this looks for what the explanations of one class have in common and those of the "
              "other classes do not. Strength: the share of the class that at least has it (lower end of a 95 % interval), less the share of the others. Listen, then check: take it out of a recording, and see whether the decision changes.")
 
-# %% ../../nbs/listen/overview.ipynb #0daad262
+# %% ../../nbs/listen/overview.ipynb #cbe78bf8
 @patch
 def _repr_html_(self:Overview):
     "Suspicions and clusters, without sounds"
@@ -586,7 +606,7 @@ def _repr_html_(self:Overview):
     shown = ''.join(self._class_html(label) for label in labels[:20])
     return f'{_STYLE}<div class="lmac-overview"><p>{html.escape(repr(self))}</p>{self._suspicions_html(top=3)}<details><summary>Classes and clusters</summary>{shown}</details></div>'
 
-# %% ../../nbs/listen/overview.ipynb #dfd752e4
+# %% ../../nbs/listen/overview.ipynb #7bfb714b
 def write_overview(
     folder, # that lmac-explain wrote
     out=None, # file of the page; None: overview.html in the folder
