@@ -397,7 +397,7 @@ def fold_batch_norms(
     keep=(), # names of layers that stay as they are
 ) -> nn.Module: # the model itself where nothing can be folded
     "A copy whose convolutions do what the batch norms behind them did, and lie in memory channels last; it shares all other weights"
-    if not (pairs := _pairs(model, run, keep)): return model
+    if not (pairs := _pairs(private_copy(model), run, keep)): return model  # one that remembers what it heard must not hear this
     fast = private_copy(model)
     for conv, norm in pairs:
         fused = fuse_conv_bn_eval(fast.get_submodule(conv), fast.get_submodule(norm)).requires_grad_(False)

@@ -117,9 +117,8 @@ def _write_clips(f, clips, n_samples):
 def _write_cache(paths, file, sample_rate, duration_s, channel=None):
     "Decode `paths` into `file`: all of it, or nothing"
     part = file.with_suffix('.part')
-    bar = tqdm(paths, desc=f'Decoding to {sample_rate} Hz', unit='clip')
     try:
-        with _one_thread(), open(part, 'wb') as f:
+        with tqdm(paths, desc=f'Decoding to {sample_rate} Hz', unit='clip') as bar, _one_thread(), open(part, 'wb') as f:
             _write_clips(f, (decode_clip(path, sample_rate, duration_s, channel) for path in bar), _clip_length(sample_rate, duration_s))
         os.replace(part, file)
     finally: part.unlink(missing_ok=True)
@@ -649,8 +648,9 @@ class _Seen:
 # %% ../nbs/03_data.ipynb #069f3609
 def _decoded(recordings, sample_rate, duration_s, channel):
     "Clips `(time,)` of pairs of name and recording, with a progress bar"
-    for name, recording in tqdm(recordings, desc=f'Decoding to {sample_rate} Hz', unit='clip'):
-        with as_file(recording, name) as path: yield decode_clip(path, sample_rate, duration_s, channel)
+    with tqdm(recordings, desc=f'Decoding to {sample_rate} Hz', unit='clip') as bar:  # closed before an error is told
+        for name, recording in bar:
+            with as_file(recording, name) as path: yield decode_clip(path, sample_rate, duration_s, channel)
 
 # %% ../nbs/03_data.ipynb #11d5cbb7
 def _cache_rows(dataset, seen, cache_dir, sample_rate, duration_s, channel, columns):

@@ -233,16 +233,16 @@ def test_a_folder_with_broken_files(tmp_path, explain):
     (tmp_path/'sounds/notes.txt').write_text('no recording')
     run = explain('sounds', '--out', 'results').failed('5 of 7 recordings could not be explained: empty.wav, half.wav', lines=None)
     for name in broken: assert re.search(rf'lmac-explain: .*{name}', run.err), name
-    assert names(tmp_path/'results') == sorted(['explanations.csv', *REGIONS, *(f'{folder}/{file}' for folder in ('deeper/dog', 'good') for file in RESULTS)])
-    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['deeper', 'explanations.csv', 'good', *REGIONS]
+    assert names(tmp_path/'results') == sorted(['explanations.csv', 'index.html', *REGIONS, *(f'{folder}/{file}' for folder in ('deeper/dog', 'good') for file in RESULTS)])
+    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['deeper', 'explanations.csv', 'good', 'index.html', *REGIONS]
 
 def test_a_whole_folder(tmp_path, explain):
     (tmp_path/'sounds').mkdir()
     for suffix in ('.wav', '.flac', '.MP3'): save_audio(tmp_path/f'sounds/dog{suffix}', make_scene({'dog': 0}, .5).waveform, 16000)
     save_audio(tmp_path/'sounds/rain.ogg', make_scene({'rain': 0}, .5).waveform, 16000)
     run = explain('sounds', '--out', 'results').ok()
-    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['dog_MP3', 'dog_flac', 'dog_wav', 'explanations.csv', 'rain', *REGIONS]  # none over another
-    assert run.out.count('The classifier says') == 4 and 'Open results in a browser' in run.out
+    assert sorted(p.name for p in (tmp_path/'results').iterdir()) == ['dog_MP3', 'dog_flac', 'dog_wav', 'explanations.csv', 'index.html', 'rain', *REGIONS]  # none over another
+    assert run.out.count('The classifier says') == 4 and run.out.endswith('Open results/index.html in a browser.\n')
 
 def test_the_regions_of_a_folder(tmp_path, explain):
     "One table in one time for Raven, in the order of names; a file that is broken has no time; another threshold is another explanation"
@@ -277,7 +277,8 @@ def test_full_disk(tmp_path, explain, dog):
     explain(dog, '--out', 'results', '--binary').ok()
     before = contents(tmp_path)
     explain('--out', 'scene', largest=1000).failed('scene')
-    for largest, out in ((1000, 'new'), (50_000, 'results'), (100_000, 'results')):  # no room for the sound, for the report
+    sizes = {name: (tmp_path/'results'/name).stat().st_size for name in ('explanation.flac', 'report.html')}
+    for largest, out in ((1000, 'new'), *((size - 1, 'results') for size in sizes.values())):  # no room for the sound, for the report
         explain(dog, '--out', out, largest=largest).failed(out)
     assert contents(tmp_path) == before
 
