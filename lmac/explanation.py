@@ -562,6 +562,13 @@ class Explanations(Shown, Sequence):
     def playing_speed(self): return listening_speed([ex.audio for ex in self], self[0].sample_rate) if self.speed is None else self.speed # of all
 
 
+# %% ../nbs/10_explanation.ipynb #5fbdef87
+@patch
+def complete(self:Explanations) -> Explanations: # itself
+    "Compute whatever has not been read yet, of all"
+    for ex in self: ex.complete()
+    return self
+
 # %% ../nbs/10_explanation.ipynb #444fe513
 _OF_CLASS = ('label', 'class_index', 'probability', 'probability_masked_in', 'probability_masked_out', 'probability_heard', 'verdict', 'mask_mean',
              'probability_contrast_heard', 'gain_db') # of `Explanation.summary`; the rest is the recording's
@@ -597,12 +604,6 @@ def file_names(self:Explanations) -> list: # for each class: those of explanatio
     stems = [re.sub(r'[^\w]+', '-', label).strip('-')[:50] for label in self.targets]
     if len({stem.lower() for stem in stems if stem}) < len(self): stems = [f'{ex.class_index}-{stem}' for ex, stem in zip(self, stems)]
     return [[*_sound_names(self[0].sample_rate, self.playing_speed, f'-{stem}'), f'mask-{stem}.png'] for stem in stems]
-
-@patch
-def complete(self:Explanations) -> Explanations: # itself
-    "Compute whatever has not been read yet, of all"
-    for ex in self: ex.complete()
-    return self
 
 # %% ../nbs/10_explanation.ipynb #ab180d01
 @patch
