@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'SCORE_POOLS', 'ANSWER', 'ConvBlock', 'Cnn14', 'get_layer', 'tapped', 'first_tensor', 'one_map',
            'select_output', 'pool_scores', 'check_labels', 'TappedClassifier', 'as_dtype_of', 'seeded', 'private_copy',
-           'switched_off', 'guide_map']
+           'switched_off', 'guide_map', 'fold_batch_norms']
 
 # %% ../nbs/04_classifier.ipynb #03classifier002
 import copy, difflib, inspect, math, random
@@ -17,6 +17,7 @@ import numpy as np, torch
 from fastcore.basics import listify, patch, store_attr
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # %% ../nbs/04_classifier.ipynb #03classifier008
 class ConvBlock(nn.Module):
@@ -238,10 +239,10 @@ def features(self:TappedClassifier,
     phase:Tensor=None, # its phase, same shape; a classifier on waveforms needs it, others make no use of it
 ) -> Tensor: # what the model takes
     "The front end's features; raises `ValueError` for a phase that is missing"
-    if not self.uses_phase: return as_dtype_of(self.model, self.front_end(magnitude))
-    if phase is None: phase = self.standing_phase
-    if phase is None: raise ValueError("This classifier works on waveforms, and a magnitude alone is none: hand in its phase as well.")
-    return as_dtype_of(self.model, self.front_end(magnitude, phase.expand_as(magnitude)))
+    if self.uses_phase and phase is None: phase = self.standing_phase
+    if self.uses_phase and phase is None: raise ValueError("This classifier works on waveforms, and a magnitude alone is none: hand in its phase as well.")
+    with torch.autocast(magnitude.device.type, enabled=False):  # in half precision a loud tone's power is infinite
+        return as_dtype_of(self.model, self.front_end(magnitude, phase.expand_as(magnitude)) if self.uses_phase else self.front_end(magnitude))
 
 @patch
 @contextmanager
@@ -367,6 +368,65 @@ def focused(self:TappedClassifier,
     focused = copy.copy(self)
     focused.at_fraction = tuple(at_fraction)
     return focused
+
+# %% ../nbs/04_classifier.ipynb #c5d94329
+_CONVOLUTIONS, _NORMS = (nn.Conv1d, nn.Conv2d), (nn.BatchNorm1d, nn.BatchNorm2d)
+
+def _foldable(layer): # of PyTorch's own kind, as it comes, without hooks or parametrisations
+    return type(layer) in _CONVOLUTIONS + _NORMS and not (layer._forward_hooks or layer._forward_pre_hooks or layer.training) and getattr(layer, 'running_var', layer) is not None
+
+def _pairs(model, run, keep): # names of a convolution and of the batch norm behind it
+    "Batch norms that get what a convolution gives to them alone, seen in one pass"
+    given, pairs, calls, handles = {}, [], Counter(), []
+    for name, layer in model.named_modules():
+        def hook(layer, inputs, output, name=name):
+            calls[name] += 1
+            if type(layer) in _CONVOLUTIONS: given[id(output)] = name, output  # which is held, so that no other gets its place
+            elif id(inputs[0]) in given: pairs.append((given[id(inputs[0])][0], name))
+        if _foldable(layer) and name not in keep: handles.append(layer.register_forward_hook(hook))
+    try: run(model)
+    finally:
+        for handle in handles: handle.remove()
+    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
+
+# %% ../nbs/04_classifier.ipynb #6cbbaebd
+@torch.no_grad()
+def fold_batch_norms(
+    model:nn.Module, # in evaluation mode
+    run, # function of a model that puts something through it
+    keep=(), # names of layers that stay as they are
+) -> nn.Module: # the model itself where nothing can be folded
+    "A copy whose convolutions do what the batch norms behind them did, and lie in memory channels last; it shares all other weights"
+    if not (pairs := _pairs(model, run, keep)): return model
+    fast = private_copy(model)
+    for conv, norm in pairs:
+        fused = fuse_conv_bn_eval(fast.get_submodule(conv), fast.get_submodule(norm)).requires_grad_(False)
+        fast.set_submodule(conv, fused.to(memory_format=torch.channels_last) if isinstance(fused, nn.Conv2d) else fused)
+        fast.set_submodule(norm, nn.Identity())
+    return fast
+
+@patch
+def with_model(self:TappedClassifier,
+    model:nn.Module, # with the same layers to tap
+) -> TappedClassifier: # shares all else
+    "The same classifier around another network"
+    other = copy.copy(self)
+    other._modules = self._modules | dict(model=model)
+    return other
+
+@patch
+@torch.no_grad()
+def folded(self:TappedClassifier,
+    stft, # the STFT that it gets its magnitudes from
+) -> TappedClassifier: # shares the weights that are not folded; itself where nothing can be, or where it would not answer as before
+    "The same classifier for inference, see `fold_batch_norms`"
+    with seeded(0): magnitude, phase = stft(.1 * torch.randn(1, int(self.duration_s * self.sample_rate)).to(stft.window.device))
+    keep = {*self.taps, *(name.removeprefix('model.') for name in self.switched_off)}
+    fast = self.with_model(fold_batch_norms(self.model, lambda model: self.one_pass(magnitude, phase, model=model), keep))
+    if fast.model is self.model: return self
+    (a, maps), (b, others) = self.with_taps(magnitude, phase), fast.with_taps(magnitude, phase)
+    same = all((x - y).abs().max() <= 1e-4 * x.abs().max().clamp_min(1e-3) for x, y in zip([a, *maps], [b, *others]))
+    return fast if same else self
 
 # %% ../nbs/04_classifier.ipynb #03classifier033
 @patch

@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['ARCHIVES', 'TEXT_COLUMNS', 'data_root', 'cache_root', 'exclusive', 'audio_files', 'decode_clip',
            'explain_write_errors', 'ClipDataset', 'folder_table', 'folder_dataset', 'Archive', 'has_dataset', 'fetch',
-           'download', 'read_table', 'esc50', 'urbansound8k', 'snr_db', 'match_length', 'mix_at_snr', 'loader']
+           'download', 'read_table', 'esc50', 'urbansound8k', 'is_huggingface', 'open_huggingface', 'plain_rows',
+           'huggingface_row', 'as_file', 'hf_recordings', 'from_huggingface', 'snr_db', 'match_length', 'mix_at_snr',
+           'loader']
 
 # %% ../nbs/03_data.ipynb #02data002
 import copy, glob, hashlib, json, lzma, math, os, shutil, struct, tarfile, tempfile, zipfile, zlib
@@ -22,7 +24,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from .audio import AUDIO_FORMATS, PARTIAL, READ_SUFFIXES, check_sample_rate, check_waveform, load_audio
+from .audio import AUDIO_FORMATS, PARTIAL, READ_SUFFIXES, check_sample_rate, check_waveform, encode_audio, load_audio
 
 # %% ../nbs/03_data.ipynb #02data007
 def data_root() -> Path: # folder that holds datasets in their official layout
@@ -101,17 +103,24 @@ def _one_thread():
     try: yield
     finally: torch.set_num_threads(n_threads)
 
+def _write_clips(f, clips, n_samples):
+    "Write `clips` `(time,)`, as many as there are, into an open file, float32 `(clip, time)` in NumPy's format"
+    def head(n): np.lib.format.write_array_header_1_0(f, dict(descr='<f4', fortran_order=False, shape=(n, n_samples)))
+    n = 0
+    head(n)
+    for n, clip in enumerate(clips, 1): f.write(clip.numpy().tobytes())
+    f.seek(0)
+    head(n)  # NumPy leaves room for a larger number
+    f.flush()
+    os.fsync(f.fileno())
+
 def _write_cache(paths, file, sample_rate, duration_s, channel=None):
-    "Decode `paths` into `file`, float32 `(clip, time)` in NumPy's format: all of it, or nothing"
+    "Decode `paths` into `file`: all of it, or nothing"
     part = file.with_suffix('.part')
-    shape = len(paths), _clip_length(sample_rate, duration_s)
+    bar = tqdm(paths, desc=f'Decoding to {sample_rate} Hz', unit='clip')
     try:
         with _one_thread(), open(part, 'wb') as f:
-            np.lib.format.write_array_header_1_0(f, dict(descr='<f4', fortran_order=False, shape=shape))
-            for path in tqdm(paths, desc=f'Decoding to {sample_rate} Hz', unit='clip'):
-                f.write(decode_clip(path, sample_rate, duration_s, channel).numpy().tobytes())
-            f.flush()
-            os.fsync(f.fileno())
+            _write_clips(f, (decode_clip(path, sample_rate, duration_s, channel) for path in bar), _clip_length(sample_rate, duration_s))
         os.replace(part, file)
     finally: part.unlink(missing_ok=True)
 
@@ -168,11 +177,12 @@ class ClipDataset(Dataset):
         duration_s:float=5., # of the clips, in seconds: longer files are cut, shorter ones padded with zeros
         cache_dir:str|Path=None, # folder of caches; `cache_root()` if None
         channel:int=None, # take this channel of each file, counted from 0; None: the mean of all, with a warning where they cancel
+        cache_file:Path=None, # of clips that were decoded before, in the order of the table; None: they are now
     ):
         _check_table(table, labels)
         self.table, self.labels = table.reset_index(drop=True), list(labels)
         self.sample_rate, self.duration_s = check_sample_rate(sample_rate), float(duration_s)
-        self.cache_file = _cache_clips(list(table['path']), self.sample_rate, self.duration_s, cache_dir, channel)
+        self.cache_file = cache_file or _cache_clips(list(table['path']), self.sample_rate, self.duration_s, cache_dir, channel)
         self._shape = len(table), _clip_length(sample_rate, duration_s)
         self._rows = torch.arange(len(table))  # the rows of the cache that are ours
         self.targets = torch.tensor(table['class_index'].to_list())
@@ -487,6 +497,201 @@ def urbansound8k(
     rows['clip'] = [f'fold{fold}/{Path(name).stem}' for fold, name in zip(rows['fold'], rows['clip'])]
     table, labels = _official_table(rows, folder/'audio', 8732, require_all)
     return _take_folds(ClipDataset(table, labels, sample_rate, duration_s), folds)
+
+# %% ../nbs/03_data.ipynb #15051ee5
+def is_huggingface(
+    data, # anything
+) -> bool:
+    "Whether this is a data set of Hugging Face: an object of its library, or a text that begins with 'hf:'"
+    return isinstance(data, str) and data.startswith('hf:') or type(data).__module__.partition('.')[0] == 'datasets'
+
+# %% ../nbs/03_data.ipynb #ebaaa1c6
+def open_huggingface(
+    data, # such an object, or 'hf:' and a folder that `save_to_disk` wrote, or an id on the hub, possibly with '#' and the name of a split
+): # the object: a `Dataset`, an `IterableDataset`, or a dict of them by split
+    "Open a data set of Hugging Face; raises `ImportError`, `FileNotFoundError`, or `ValueError` for a split that is not there"
+    if not isinstance(data, str): return data
+    try: import datasets
+    except ImportError as e: raise ImportError("Data sets of Hugging Face need its library: pip install 'lmac[hf]'") from e
+    name, _, split = data.removeprefix('hf:').partition('#')
+    saved = any(Path(name, file).is_file() for file in ('state.json', 'dataset_dict.json'))
+    try: found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+    except (OSError, ValueError) as e: raise FileNotFoundError(f"{data} is no folder of a saved data set, and none on the hub that can be had ({' '.join(str(e).split())[:200]}).") from e
+    if not split: return found
+    if not hasattr(found, 'keys') or split not in found: raise ValueError(f"{data}: there is no such split. Found: {', '.join(found) if hasattr(found, 'keys') else 'one without a name'}.")
+    return found[split]
+
+# %% ../nbs/03_data.ipynb #f8469b3a
+_LABEL_COLUMNS = ('label', 'labels', 'category', 'class', 'target') # where there is no `ClassLabel`
+
+# %% ../nbs/03_data.ipynb #5b87a82a
+def _find_columns(rows, audio, label):
+    "Names of the columns of sound and class (None if there is none), and the names of the classes (None if not known); `ValueError` where it is not clear"
+    types = rows.features or {name: None for name in next(iter(rows))}
+    for name in (audio, label):
+        if name and name not in types: raise ValueError(f"The data set has no column {name!r}. Found: {', '.join(types)}.")
+    def of(kind): return [name for name, t in types.items() if type(t).__name__ == kind]
+    if not audio:
+        found = of('Audio') or [name for name in ('audio', 'sound') if name in types and not rows.features]
+        if len(found) != 1: raise ValueError(f"The data set must have one column of type Audio, or say which is meant: audio='…'. Found: {', '.join(found) or 'none'} among {', '.join(types)}.")
+        audio = found[0]
+    if not label:
+        found = of('ClassLabel') or [name for name in _LABEL_COLUMNS if name in types][:1]
+        if len(found) > 1: raise ValueError(f"The data set has several columns of classes: {', '.join(found)}. Say which is meant: label='…'.")
+        label = found[0] if found else None
+    return audio, label, getattr(types.get(label), 'names', None)
+
+# %% ../nbs/03_data.ipynb #a022ab6e
+def plain_rows(
+    rows, # `Dataset` or `IterableDataset` of Hugging Face
+    audio:str=None, label:str=None, # columns of sounds and classes; None: found by their types
+) -> tuple: # the same with these columns only and sounds as they were put in; the names of both columns; the names of the classes, or None
+    "What there is to read; raises `ValueError` where columns are not clear"
+    rows = rows.with_format(None)
+    audio, label, names = _find_columns(rows, audio, label)
+    if rows.features and type(rows.features[audio]).__name__ == 'Audio':
+        from datasets import Audio
+        rows = rows.cast_column(audio, Audio(decode=False))
+    fold = ['fold'] if 'fold' in (rows.features or next(iter(rows))) else []
+    return rows.select_columns([audio, *([label] if label else []), *fold]), audio, label, names
+
+# %% ../nbs/03_data.ipynb #deebc181
+def _sound_of(sound):
+    "Name (None if it has none) and contents of a sound as a data set keeps it: a `Path`, or bytes; `ValueError` for none"
+    if isinstance(sound, (str, Path)): sound = dict(path=str(sound))
+    if not isinstance(sound, dict): raise ValueError(f"A column of sounds must hold paths, bytes or arrays. Found: {type(sound).__name__}.")
+    path, data = sound.get('path'), sound.get('bytes')
+    if data is None and sound.get('array') is not None: data = encode_audio(np.asarray(sound['array'], np.float32).T, sound['sampling_rate'], '.wav', 'FLOAT')
+    if data is None and not path: raise ValueError("A row of the data set has no sound: neither bytes nor a path. Leave such rows out.")
+    if data is None and '://' in str(path):
+        import fsspec
+        with fsspec.open(path) as file: data = file.read()
+    return path and Path(str(path).partition('::')[0]).name, Path(path) if data is None else data
+
+# %% ../nbs/03_data.ipynb #5ad609fd
+def _class_of(value, names):
+    "Text of a label, '' for none"
+    if value is None or value == -1: return ''
+    return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else str(value)
+
+# %% ../nbs/03_data.ipynb #0be71940
+def huggingface_row(
+    row:dict, # of a data set, its sound not decoded
+    i:int, # its number
+    audio:str, # column of the sound
+    label:str=None, # column of the class
+    names:list=None, # of the classes, if the column has their numbers
+) -> tuple: # name, `Path` or bytes, class
+    "What a row holds: a recording, and its class as text, '' if it has none; raises `ValueError` for a row without sound"
+    name, recording = _sound_of(row[audio])
+    return name or f'{i:06d}.wav', recording, _class_of(row.get(label), names)
+
+# %% ../nbs/03_data.ipynb #b14a7325
+@contextmanager
+def as_file(
+    recording, # `Path`, or bytes
+    name:str='recording', # of the file that the bytes are written to, for messages
+): # yields a `Path`
+    "A file that holds a recording: itself, or a temporary one"
+    if isinstance(recording, Path):
+        yield recording
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, Path(name).name)
+        path.write_bytes(recording)
+        yield path
+
+# %% ../nbs/03_data.ipynb #8361c41c
+def hf_recordings(
+    dataset, # data set of Hugging Face, streaming or not, a dict of several by split, or its name, see `open_huggingface`
+    folder:str|Path=None, # where to write recordings that are no local files; None: they are given as bytes
+    audio:str=None, # column of the sounds; None: the one of type `Audio`
+    label:str=None, # column of the classes; None: the one of type `ClassLabel`, or one of that name
+): # yields file name, `Path` or bytes, class ('' if there is none)
+    "The recordings of a data set, each under a name of its own, as they were put in; raises `ValueError` where columns are not clear"
+    dataset, taken = open_huggingface(dataset), set()
+    for split in dataset if hasattr(dataset, 'keys') else [None]:
+        rows, *columns = plain_rows(dataset if split is None else dataset[split], audio, label)
+        for i, row in enumerate(rows):
+            name, recording, text = huggingface_row(row, i, *columns)
+            if name.casefold() in taken: name = f'{Path(name).stem}-{split or ""}{i:06d}{Path(name).suffix}'
+            taken.add(name.casefold())
+            if folder is not None and isinstance(recording, bytes):
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not (path.is_file() and path.read_bytes() == recording): path.write_bytes(recording)
+                recording = path
+            yield name, recording, text
+
+# %% ../nbs/03_data.ipynb #6d6b6886
+def _rows_of(dataset, audio, label, n_folds):
+    "Yield name, recording, class and fold of each row, and the names of the classes, None if the column has none"
+    splits = list(dataset) if hasattr(dataset, 'keys') else [None]
+    for k, split in enumerate(splits, 1):
+        rows, *columns = plain_rows(dataset if split is None else dataset[split], audio, label)
+        for i, row in enumerate(rows):
+            name, recording, text = huggingface_row(row, i, *columns)
+            yield name, recording, text, row['fold'] if 'fold' in row else k if len(splits) > 1 else _stem_fold(f'{i} {name}', n_folds), columns[-1]
+
+# %% ../nbs/03_data.ipynb #d65b1ac1
+class _Seen:
+    "Keeps, of rows that pass, the table and a sum of everything"
+    def __init__(self, *settings): self.table, self.names, self.sum = [], None, hashlib.sha256(json.dumps(['lmac recordings 1', *settings]).encode())
+    def __call__(self, rows):
+        for name, recording, label, fold, names in rows:
+            if isinstance(recording, bytes): what = hashlib.sha256(recording).hexdigest()
+            else: what = [str(recording.absolute()), (found := recording.stat()).st_size, found.st_mtime_ns]
+            self.sum.update(json.dumps([name, what]).encode())
+            self.table.append(dict(path=name, label=label, fold=int(fold)))
+            self.names = names
+            yield name, recording
+
+# %% ../nbs/03_data.ipynb #069f3609
+def _decoded(recordings, sample_rate, duration_s, channel):
+    "Clips `(time,)` of pairs of name and recording, with a progress bar"
+    for name, recording in tqdm(recordings, desc=f'Decoding to {sample_rate} Hz', unit='clip'):
+        with as_file(recording, name) as path: yield decode_clip(path, sample_rate, duration_s, channel)
+
+# %% ../nbs/03_data.ipynb #11d5cbb7
+def _cache_rows(dataset, seen, cache_dir, sample_rate, duration_s, channel, columns):
+    "The cache file of a data set; `seen` gets its table. One with a length is looked at first and decoded if need be, another is decoded on the way"
+    file_of, n = (lambda: cache_dir/f'{seen.sum.hexdigest()[:24]}.npy'), _clip_length(sample_rate, duration_s)
+    streams = not all(hasattr(part, '__len__') for part in (dataset.values() if hasattr(dataset, 'keys') else [dataset]))
+    recordings = seen(_rows_of(dataset, *columns))
+    if not streams:
+        for _ in recordings: pass
+        if _open_cache(file_of(), (len(seen.table), n)) is not None: return file_of()
+        recordings = ((name, recording) for name, recording, *_ in _rows_of(dataset, *columns))
+    with explain_write_errors(cache_dir, "Make room there, or set LMAC_CACHE to a folder that can be written"):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_dir, prefix=PARTIAL) as folder, _one_thread():
+            with open(part := Path(folder, 'clips.npy'), 'wb') as f: _write_clips(f, _decoded(recordings, sample_rate, duration_s, channel), n)
+            os.replace(part, file_of())
+    return file_of()
+
+# %% ../nbs/03_data.ipynb #fad133e9
+def from_huggingface(
+    dataset, # data set of Hugging Face, streaming or not, a dict of several by split, or its name, see `open_huggingface`
+    sample_rate:int=16000, # of the clips, in Hz
+    duration_s:float=5., # of the clips, in seconds: longer recordings are cut, shorter ones padded with zeros
+    labels:list=None, # class names in the order that is wanted, a classifier's say; None: as the column's type has them, or by the alphabet
+    audio:str=None, label:str=None, # columns of sounds and classes; None: found by their types
+    n_folds:int=5, # how many folds to deal the clips into, where neither a column `fold` nor splits say it
+    channel:int=None, # take this channel of each recording, counted from 0; None: the mean of all
+    cache_dir:str|Path=None, # folder of caches; `cache_root()` if None
+) -> ClipDataset:
+    "A `ClipDataset` of a data set of Hugging Face, read by our own reader; raises `ValueError` for classes that `labels` lacks, and for what cannot be read"
+    import pandas as pd  # here, for a fast start
+    dataset, seen = open_huggingface(dataset), _Seen(check_sample_rate(sample_rate), float(duration_s), channel)
+    file = _cache_rows(dataset, seen, Path(cache_dir or cache_root()), sample_rate, duration_s, channel, (audio, label, n_folds))
+    if not seen.table: raise ValueError("The data set has no rows: a dataset needs at least one clip.")
+    table = pd.DataFrame(seen.table)
+    if labels and seen.names is None and set(table['label']) <= set(map(str, range(len(labels)))) - set(labels): table['label'] = [labels[int(k)] for k in table['label']]
+    known = list(labels or seen.names or sorted(set(table['label']) - {''}) or [''])
+    if labels is None and '' in set(table['label']) and '' not in known: known.append('')  # some clips have no class
+    if other := sorted(set(table['label']) - set(known)): raise ValueError(f"The classes must be among {', '.join(known)}. Found as well: {', '.join(map(repr, other[:5]))}.")
+    table['class_index'] = [known.index(name) for name in table['label']]
+    return ClipDataset(table, known, sample_rate, duration_s, cache_file=file)
 
 # %% ../nbs/03_data.ipynb #02data098
 def snr_db(

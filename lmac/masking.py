@@ -25,11 +25,11 @@ def _toward_floor(magnitude, mask): # the distance from the floor, in decibels, 
 
 def apply_mask(
     magnitude:Tensor, # magnitude spectrogram `(..., freq, frame)`, not negative
-    mask:Tensor, # mask in [0, 1], of the same shape
+    mask:Tensor, # mask in [0, 1], of the same shape; or several `(mask, ..., freq, frame)`
     domain:str='log1p', # 'log1p': `expm1(mask * log1p(magnitude))`, as in L-MAC; 'magnitude': `mask * magnitude`; 'decibel': the distance from a floor
-) -> Tensor: # masked magnitude, same shape
+) -> Tensor: # masked magnitude, of the mask's shape
     "Apply a mask to a magnitude spectrogram. Loss, metrics and playback all use this function; raises `ValueError`"
-    if mask.shape != magnitude.shape:
+    if mask.shape[-magnitude.ndim:] != magnitude.shape:
         raise ValueError(f"The mask must have the magnitude's shape {tuple(magnitude.shape)}. Found: {tuple(mask.shape)}.")
     if domain not in DOMAINS: raise ValueError(f"domain must be one of {DOMAINS}. Found: {domain!r}.")
     if domain == 'magnitude': return mask * magnitude

@@ -7,7 +7,7 @@ __all__ = ['WEIGHTS', 'DEFAULT_EXPLAINER', 'HEADER', 'Size', 'Name', 'Sha256', '
            'check_sha256', 'module_bytes', 'sha256_of', 'read_file', 'weights_file', 'check_finite', 'load_weights',
            'Settings', 'ClassifierFolder', 'ExplainerFolder', 'parse_config', 'explainer_files', 'save_classifier',
            'save_explainer', 'explainer_folder', 'read_folder', 'config_errors', 'with_answer', 'load_classifier',
-           'load_explainer', 'as_markdown', 'model_card']
+           'load_explainer', 'as_markdown', 'model_card', 'weights_sha256', 'settings_hash']
 
 # %% ../nbs/09_pretrained.ipynb #09pretrainedx003
 import copy, hashlib, html, json, math, os, re, reprlib, stat, tempfile
@@ -443,9 +443,9 @@ SAMPLE = """
 
 | the recording | the explanation | the rest |
 | --- | --- | --- |
-| <audio controls src="sample/input.wav"></audio> | <audio controls src="sample/explanation.wav"></audio> | <audio controls src="sample/residual.wav"></audio> |
+| <audio controls src="sample/input.wav"></audio> | <audio controls src="sample/explanation{suffix}"></audio> | <audio controls src="sample/residual{suffix}"></audio> |
 
-![Input, mask and explanation](sample/mask.png)
+![Input, mask and explanation](sample/figure.png)
 """
 
 # %% ../nbs/09_pretrained.ipynb #09pretrainedx026
@@ -469,3 +469,18 @@ def model_card(
                        licence=yaml.safe_dump(dict(license=licence), width=math.inf).strip(), first=first, n=len(classifier.labels), rate=classifier.sample_rate,
                        labels=', '.join(names) + (', …' if len(classifier.labels) > 50 else ''), own=own, sample=sample, numbers='\n'.join(table) if numbers else 'None were measured.',
                        made=f'{fence}json\n{text}\n{fence}' if made else 'That was not written down.')
+
+# %% ../nbs/09_pretrained.ipynb #2f70b76c
+def weights_sha256(
+    explainer, # an `LMAC`
+) -> dict: # `classifier`, `decoder`: hexadecimal
+    "Checksums of an explainer's weights, as its `config.json` would have them"
+    with tempfile.TemporaryDirectory() as folder:
+        config = json.loads((explainer.save_pretrained(folder) / 'config.json').read_text())
+    return {part: config[part]['sha256'] for part in ('classifier', 'decoder')}
+
+def settings_hash(
+    settings, # plain values
+) -> str: # 12 hexadecimal digits
+    "The same for the same settings only"
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]

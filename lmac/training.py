@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Callback', 'Task', 'rank_and_world_size', 'SyncBatchNormCPU', 'synchronize_batch_norm', 'Learner', 'check_compiler',
-           'has_bf16', 'Progress', 'Log', 'plot_history', 'Checkpoint', 'random_roll', 'random_noise', 'random_mix',
-           'ExplainerTask', 'low_probability_classes', 'LoudestTask', 'Constraints', 'fit_task']
+           'has_bf16', 'random_excerpt', 'Progress', 'Log', 'plot_history', 'Checkpoint', 'random_roll', 'random_noise',
+           'random_mix', 'ExplainerTask', 'low_probability_classes', 'LoudestTask', 'Constraints', 'fit_task']
 
 # %% ../nbs/08_training.ipynb #06training002
 import atexit, io, math, os, shutil, time, warnings
@@ -111,6 +111,8 @@ class Learner:
         callbacks=(), # `Callback`s
         mixed_precision:str='no', # 'no', 'bf16' or 'fp16', as in accelerate
         accumulate:int=1, # batches per optimiser step
+        short_epochs:int=0, # so many epochs at the beginning see an excerpt of each clip only
+        short_share:float=.5, # of the clip, that they see
         compile:bool=False, # compile the trained module, see `torch.compile`; raises `ValueError` without a C++ compiler
         config:dict=None, # a checkpoint is resumed only with an equal one; by default the arguments above
     ):
@@ -118,8 +120,9 @@ class Learner:
         if epochs < 1: raise ValueError(f"epochs must be at least 1. Found: {epochs}.")
         if accumulate < 1: raise ValueError(f"accumulate must be at least 1: batches per step. Found: {accumulate}.")
         if len(train_loader) == 0: raise ValueError("The training loader gives no batch: fewer clips than one batch?")
-        self.config = config or dict(epochs=epochs, lr=lr, weight_decay=weight_decay, warmup=warmup, seed=seed,
-                                     mixed_precision=mixed_precision, accumulate=accumulate)
+        if not 0 <= short_epochs <= epochs or not 0 < short_share <= 1: raise ValueError(f"Of {epochs} epochs so many can be short, of a share of the clip up to 1. Found: short_epochs={short_epochs}, short_share={short_share}.")
+        self.config = config or dict(epochs=epochs, lr=lr, weight_decay=weight_decay, warmup=warmup, seed=seed, mixed_precision=mixed_precision,
+                                     accumulate=accumulate, **dict(short_epochs=short_epochs, short_share=short_share) if short_epochs else {})
         self.callbacks, self.history, self.epoch = sorted(callbacks, key=lambda c: c.order), [], 0
         self.folder = Path(folder) if folder else None
 
@@ -145,6 +148,13 @@ def has_bf16(
 
 # %% ../nbs/08_training.ipynb #85da8061
 @patch
+def repeatable(self:Learner):
+    "Let an NVIDIA device add up in the same order every time, so that a run that was interrupted comes to the same weights; `fit` takes it back"
+    self.before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+@patch
 def prepare(self:Learner):
     "Make the optimiser and the schedule and hand all to accelerate"
     from accelerate import Accelerator, PartialState  # slow to import, and needed in training only
@@ -158,6 +168,7 @@ def prepare(self:Learner):
     self.accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=self.accumulate,
                                    step_scheduler_with_optimizer=False)
     set_seed(self.seed)
+    if self.folder and self.accelerator.device.type == 'cuda': self.repeatable()
     if self.compile: self.task.trained.compile()  # in place: its weights keep their names
     self.optimizer = torch.optim.AdamW(self.task.trained.parameters(), self.lr, weight_decay=self.weight_decay)
     self.task_, self.optimizer = self.accelerator.prepare(self.task, self.optimizer)
@@ -175,6 +186,21 @@ def shard(self:Learner, batches, count):
         raise ValueError(f"The batch size is of all processes together and must be a multiple of {count} processes. Found: {batches.batch_size}.")
     return prepare_data_loader(batches, self.accelerator.device, num_processes=count, process_index=self.index if count > 1 else 0,
                                split_batches=True, put_on_device=True)
+
+# %% ../nbs/08_training.ipynb #de8cfa29
+def random_excerpt(
+    waveform:Tensor, # `(batch, time)`
+    share:float, # of the time, in (0, 1]
+    draws:int=3, # places that are drawn for each clip, the loudest of which is taken
+) -> Tensor: # `(batch, share of time)`
+    "A stretch of each clip, all of one length"
+    n, (batch, time) = max(1, round(share * waveform.shape[-1])), waveform.shape
+    if n == time: return waveform
+    start = torch.randint(time - n + 1, (draws, batch, 1), device=waveform.device)
+    heard = F.pad(waveform.double().square().cumsum(1), (1, 0))
+    energy = torch.stack([heard.gather(1, s + n) - heard.gather(1, s) for s in start])
+    loudest = start.gather(0, energy.argmax(0, keepdim=True))[0]
+    return waveform.gather(1, loudest + torch.arange(n, device=waveform.device))
 
 # %% ../nbs/08_training.ipynb #06training015
 @patch
@@ -200,8 +226,8 @@ def one_epoch(self:Learner) -> dict: # means of the training terms
     self.train_.set_epoch(self.epoch)
     self.task.train()
     rows = []
-    for self.batch, batch in enumerate(self.train_):
-        self.terms = self.step(batch)
+    for self.batch, (waveform, *rest) in enumerate(self.train_):
+        self.terms = self.step((random_excerpt(waveform, self.short_share) if self.epoch < self.short_epochs else waveform, *rest))
         rows.append(self.terms)
         self.call('after_batch')
     return {k: self.accelerator.reduce(torch.stack([r[k] for r in rows]).float().mean(), 'mean').item() for k in rows[0]}
@@ -241,6 +267,7 @@ def fit(self:Learner): # a pandas `DataFrame`, one row per epoch
             self.epoch += 1
         self.call('after_fit')
     finally:
+        if hasattr(self, 'before'): torch.use_deterministic_algorithms(self.before[0], warn_only=self.before[1])
         self.task.trained._compiled_call_impl = None  # from here on it computes as it was written
         synchronize_batch_norm(self.task.trained, False)
         self.call('cleanup_fit')
@@ -397,7 +424,7 @@ def random_mix(
 ) -> Tensor: # `(batch, time)`
     "Mix `other` into a random part of the clips, at ratios uniform in `low_db … high_db`"
     draw, ratio_db = torch.rand(2, len(waveform), device=waveform.device)
-    chosen = (draw < share) & waveform.any(1) & other.any(1)
+    chosen = (draw < share) & (waveform.square().sum(1) > 0) & (other.square().sum(1) > 0)  # what resampling leaves of silence has no energy
     if not chosen.any(): return waveform
     mixed = waveform.clone()
     mixed[chosen] = mix_at_snr(waveform[chosen], other[chosen], low_db + (high_db - low_db) * ratio_db[chosen])
@@ -428,6 +455,7 @@ class ExplainerTask(Task):
         if (targets == 'sampled' or p_absent) and not getattr(decoder, 'n_classes', None):
             raise ValueError("This decoder is class-agnostic and can only be trained for the predicted class: "
                              f"targets='predicted', p_absent=0. Found: {targets!r}, {p_absent}.")
+        self.fast_classifier = classifier.folded(stft)  # frozen, in three of four passes of a step
         self.trained, self.loss = decoder, loss or (ExtendedMaskingLoss if p_absent else MaskingLoss)()
 
 # %% ../nbs/08_training.ipynb #08trainingx007
@@ -473,7 +501,7 @@ def read_taps(self:ExplainerTask,
     phase:Tensor, # same shape
 ) -> tuple: # logits `(batch, class)`, hidden maps
     "The classifier's answer and what the decoder reads, without gradient"
-    with torch.no_grad(): logits, maps = self.classifier.with_taps(magnitude, phase)
+    with torch.no_grad(): logits, maps = self.fast_classifier.with_taps(magnitude, phase)
     return logits.float(), [m.float() for m in maps]
 
 @patch
@@ -499,7 +527,7 @@ def classify_parts(self:ExplainerTask,
 ) -> tuple: # logits of the masked-in and of the masked-out part, each `(batch, class)`
     "Put both parts through the classifier, in one pass"
     parts = [apply_mask(magnitude, m, self.domain) for m in (mask, 1 - mask)]
-    return self.classifier(torch.cat(parts), phase.repeat(2, 1, 1)).float().chunk(2)
+    return self.fast_classifier(torch.cat(parts), phase.repeat(2, 1, 1)).float().chunk(2)
 
 @patch
 def masking_terms(self:ExplainerTask,

@@ -2,6 +2,7 @@
 
 Effects are checked on samples and scores, not only on what is drawn. Every page is opened without network: a request to another host fails the test.
 """
+import io
 import json
 import re
 import subprocess
@@ -12,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
-from lmac.audio import make_scene
+from lmac.audio import fit_peak, make_scene
 from lmac.player import player_html
 from lmac.spectrogram import STFT
 
@@ -354,6 +356,16 @@ def test_audio_elements_play_without_a_script(new_page, tmp_path, name, rate, hz
 # several classes
 
 @pytest.fixture(scope="module")
+def report_file(tmp_path_factory):
+    "A report, and its explanation"
+    from lmac.explain import LMAC
+    found = LMAC.from_pretrained("esc10-sources").explain(make_scene({"dog": 0, "rain": -8}, 3.).waveform, RATE)
+    file = tmp_path_factory.mktemp("report")/"report.html"
+    file.write_text(found.report())
+    return file, found
+
+
+@pytest.fixture(scope="module")
 def several_file(tmp_path_factory):
     "A page with the player of three classes, and their explanations"
     from lmac.explain import LMAC
@@ -414,6 +426,57 @@ def test_classes_while_it_plays_and_with_the_keyboard(new_page, several_file):
     act(page, "pause()")
     with page.expect_download() as info: page.get_by_role("button", name="Download").click()
     assert info.value.suggested_filename == "explanation-rain.wav"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 400])
+def test_pictures_of_a_report_are_those_of_its_player(new_page, report_file, width, scheme):
+    "Five pictures of two images; as wide as the page, on axes in step with the player's, and nothing overflows"
+    file, ex = report_file
+    page = new_page(file.as_uri(), viewport={"width": width, "height": 800}, color_scheme=scheme)
+    images = page.locator(".lmac-panels img").evaluate_all("all => all.map((i) => [i.naturalWidth, i.naturalHeight, i.getBoundingClientRect().width, i.getBoundingClientRect().height, i.src])")
+    whole, shade = (page.locator(f".lmac-player .{kind}").get_attribute("src") for kind in ("lmac-spectrogram", "lmac-mask"))
+    assert [image[:2] for image in images] == [[ex.n_frames, ex.mask.shape[0]]] * 4 and [image[4] for image in images] == [whole, shade, whole, shade]
+    stage = page.locator(".lmac-player .lmac-view").bounding_box()
+    for *_, wide, high, _ in images: assert wide == pytest.approx(stage["width"], abs=1) and high == 150
+    assert page.get_by_role("img", name="Spectrogram of the input.").count() == 1 and page.get_by_role("img", name="The mask: white is kept.").count() == 1
+    assert page.locator(".lmac-panels .lmac-s span").all_text_contents() == page.locator(".lmac-player .lmac-s span").all_text_contents()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    text = page.evaluate("""() => { const c = document.createElement('canvas').getContext('2d'), lum = (s) => { c.fillStyle = s; c.fillRect(0, 0, 1, 1); return c.getImageData(0, 0, 1, 1).data[0] }
+        return lum(getComputedStyle(document.querySelector('.lmac-panels figcaption')).color) }""")
+    assert abs(text - {"light": 0, "dark": 255}[scheme]) < 60
+
+
+def test_a_mask_in_a_report_is_white_where_it_is_kept(new_page, report_file):
+    "What is drawn, sampled: the mask's panel follows the mask, and the explanation's is dark where the mask is closed"
+    file, ex = report_file
+    page, panels = new_page(file.as_uri(), viewport={"width": 1200, "height": 900}), []
+    for k in range(3):
+        shot = page.locator(".lmac-panels .lmac-seen").nth(k).screenshot()
+        panels.append(np.asarray(Image.open(io.BytesIO(shot)).convert("L")).astype(float) / 255)
+    mask = torch.nn.functional.adaptive_avg_pool2d(ex.mask[None, :, :ex.n_frames].flip(1), panels[1].shape)[0].numpy()
+    assert np.corrcoef(mask.ravel(), panels[1].ravel())[0, 1] > .9
+    assert panels[2][mask < .05].mean() < .1 and panels[2][mask > .95].mean() == pytest.approx(panels[0][mask > .95].mean(), abs=.05)
+
+
+def test_sounds_of_a_report_are_decoded(new_page, report_file):
+    "FLAC, rounded, at the rate in its header: to the sample what was embedded"
+    file, ex = report_file
+    page = new_page(file.as_uri())
+    act(page, "decode()")
+    found = page.evaluate("document.querySelector('.lmac-player').lmac.buffers.map((b) => Array.from(b.getChannelData(0)))")
+    for x, sound in zip(found, (ex.waveform, ex.audio, ex.residual)):
+        x, sound = torch.tensor(x), fit_peak(sound)[0][0]
+        assert len(x) == len(sound) and 10 * ((x - sound).square().mean() / sound.square().mean()).log10() < -38
+
+
+def test_a_report_without_scripts(browser, report_file):
+    "The player's picture and its sounds are there; panels that nobody fills are not"
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report_file[0].as_uri())
+    assert page.locator("img.lmac-spectrogram").is_visible() and page.locator("audio").count() == 3 and not page.locator(".lmac-panels").is_visible()
+    context.close()
 
 
 def test_several_classes_on_a_telephone_for_all(browser, several_file):

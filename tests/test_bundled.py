@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lmac.data import has_dataset
-from lmac.explain import LMAC
+from lmac.explain import LMAC, MaskedClips
 from lmac.pretrained import WEIGHTS
 
 FILES = {
@@ -72,8 +72,8 @@ def test_verdicts_tell_explanations_from_random_masks(one_thread, bundled):
         magnitude, phase = lmac.magnitude_phase(waveform)
         masks = [("explanation", found["mask"]), *(("random", _of_equal_share(found["mask"], magnitude, 100 * seed + i)["random"]) for seed in range(5))]
         for name, mask in masks:
-            parts = lmac.apply_and_resynthesize(magnitude, phase, mask, waveform.shape[1])
-            p, p_in, p_out = (x.gather(1, found["target"][:, None])[:, 0] for x in (found["probabilities"], parts["probabilities_in"], parts["probabilities_out"]))
+            parts = MaskedClips(lmac, torch.polar(magnitude, phase), mask, waveform.shape[1]).judge_parts()
+            p, p_in, p_out = (x.gather(1, found["target"][:, None])[:, 0] for x in (found["probabilities"], *parts))
             rows = torch.stack([p, p_in, p_out, mask.mean((1, 2))], 1).tolist()
             verdicts[name] += [judge(*row) for row in rows]
             if name == "explanation": good += [p_in >= .9 * p and p_out <= .5 * p and kept <= .4 for p, p_in, p_out, kept in rows]

@@ -27,7 +27,7 @@ from commands import Run
 LABELS = ['bell', 'rain', 'saw']
 STAGES = 'classifier', 'explainer', 'finetune'
 REGIONS = ['regions.csv', 'regions.selections.txt', 'regions.txt']
-RESULTS = sorted(['explanation.json', 'explanation.wav', 'mask.png', *REGIONS, 'report.html', 'residual.wav'])
+RESULTS = sorted(['explanation.flac', 'explanation.json', 'mask.png', *REGIONS, 'report.html', 'residual.flac', 'thumbnail.png'])
 
 @pytest.fixture
 def shell(commands, tmp_path):
@@ -85,7 +85,7 @@ def test_explain_a_file(tmp_path, explain, explainer, dog):
     expected = LMAC.from_pretrained(explainer).explain(dog)
     assert numbers['label'] == expected.label and numbers['probability_heard'] == pytest.approx(expected.probability_heard, abs=1e-5)
     assert (numbers['source'], numbers['threshold'], numbers['duration_s']) == (str(dog), None, 1.)
-    assert (load_audio(tmp_path/'results/explanation.wav')[0] - expected.audio).abs().max() < 1e-3
+    assert (load_audio(tmp_path/'results/explanation.flac')[0] - expected.audio).abs().max() < 1e-3
     assert str(dog) in run.out and repr(expected.label) in run.out and 'results/report.html in a browser' in run.out
 
 def test_one_channel(tmp_path, explain, dog):
@@ -169,7 +169,7 @@ def test_several_classes(tmp_path, explain, explainer, dog):
     lmac = LMAC.from_pretrained(explainer)
     run = explain(dog, '--target', 'saw,bell', '--out', 'named').ok()
     numbers = json.loads((tmp_path/'named/explanation.json').read_text())
-    assert names(tmp_path/'named') == sorted(['explanation.json', 'mask.png', 'regions.csv', 'regions.selections.txt', 'regions.txt', 'report.html', *(f for row in numbers['classes'] for f in row['files'])])
+    assert names(tmp_path/'named') == sorted(['explanation.json', 'mask.png', 'regions.csv', 'regions.selections.txt', 'regions.txt', 'report.html', 'thumbnail.png', *(f for row in numbers['classes'] for f in row['files'])])
     for row, name in zip(numbers['classes'], ['saw', 'bell']):
         assert row['label'] == name and row['probability_heard'] == pytest.approx(lmac.explain(dog, target=name).probability_heard, abs=1e-5)
     assert run.out.count('The classifier says') == 1 and "'saw' has" in run.out and 'named/report.html in a browser' in run.out
@@ -177,7 +177,7 @@ def test_several_classes(tmp_path, explain, explainer, dog):
     numbers = json.loads((tmp_path/'top/explanation.json').read_text())
     assert [row['label'] for row in numbers['classes']] == list(numbers['probabilities'])[:2] and numbers['threshold'] == .5
     explain('--top', '3', '--out', 'scene').ok()
-    assert {f'explanation-{name}.wav' for name in LABELS} < set(names(tmp_path/'scene'))
+    assert {f'explanation-{name}.flac' for name in LABELS} < set(names(tmp_path/'scene'))
 
 @pytest.mark.parametrize('args, message', [(['--target', 'saw,violin'], "no class 'violin'. Its classes: bell, rain, saw"), (['--target', 'saw,'], "no class ''. Its"), (['--target', 'saw,bell,saw'], 'each class once. Found twice: saw'),
                                            (['--top', '0'], '1 to 3.*Found: 0'), (['--top', '4'], 'Found: 4'), (['--target', 'saw', '--top', '2'], "with --top. Found both: 'saw' and 2"),
@@ -222,7 +222,7 @@ def test_broken_files(tmp_path, explain, name, message):
 def test_silent_file(tmp_path, explain):
     save_audio(tmp_path/'silence.wav', torch.zeros(2, 44100), 44100)
     assert 'silent' in explain('silence.wav').ok().out
-    assert not load_audio(tmp_path/'out/explanation.wav')[0].any()
+    assert not load_audio(tmp_path/'out/explanation.flac')[0].any()
     assert 'NaN' not in (tmp_path/'out/explanation.json').read_text()
 
 def test_a_folder_with_broken_files(tmp_path, explain):
@@ -484,4 +484,4 @@ def test_options_with_hyphens(tmp_path, script, environment, explainer):
     for option in ('--native-rate', '--native_rate'):
         save_audio(tmp_path/'a.wav', make_scene({'rain': 0}, 1., 22050).waveform, 22050)
         shell_run(script, environment, 'lmac-explain', 'a.wav', option, '--explainer', explainer, '--out', tmp_path/option, cwd=tmp_path).ok()
-        assert load_audio(tmp_path/option/'explanation.wav')[1] == 22050
+        assert load_audio(tmp_path/option/'explanation.flac')[1] == 22050

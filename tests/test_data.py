@@ -19,7 +19,7 @@ import torch
 
 from lmac import data
 from lmac.audio import save_audio
-from lmac.data import (ARCHIVES, Archive, ClipDataset, download, esc50, folder_dataset, has_dataset, loader, mix_at_snr,
+from lmac.data import (ARCHIVES, Archive, ClipDataset, download, esc50, folder_dataset, from_huggingface, has_dataset, hf_recordings, loader, mix_at_snr,
                        snr_db, urbansound8k)
 
 RECORDINGS = data.data_root()  # read before the tests put their own folder in its place
@@ -571,3 +571,79 @@ def test_ratio_of_silence():
 def test_mixtures_that_make_no_sense(noise, ratio):
     with pytest.raises((ValueError, TypeError)) as e: mix_at_snr(torch.ones(10), noise, ratio)
     assert 'noise' in str(e.value) or 'snr_db' in str(e.value)
+
+
+# data sets of Hugging Face
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "Six recordings as bytes, two of each class, stereo and at 8 kHz; the caches in a folder of their own"
+    datasets = pytest.importorskip('datasets')
+    monkeypatch.setenv('LMAC_CACHE', str(tmp_path/'cache'))
+    datasets.disable_progress_bars()
+    rows = []
+    for i in range(6):
+        path = save_audio(tmp_path/f'{i}.wav', torch.linspace(-.5, .5, 2000).roll(100*i).repeat(2, 1)*torch.tensor([[1.], [.5]]), 8000)
+        rows.append(dict(audio=dict(bytes=path.read_bytes(), path=path.name), label=['cat', 'dog', 'owl'][i % 3], fold=1 + i // 3))
+    return datasets.Dataset.from_list(rows).cast_column('audio', datasets.Audio()).class_encode_column('label')
+
+
+def test_huggingface_is_read_as_files_are(hub, tmp_path):
+    clips = from_huggingface(hub, 16000, .5)
+    assert clips.labels == ['cat', 'dog', 'owl'] and clips.targets.tolist() == [0, 1, 2]*2 and clips.folds.tolist() == [1]*3 + [2]*3
+    for i in range(6): torch.testing.assert_close(clips[i][0], data.decode_clip(tmp_path/f'{i}.wav', 16000, .5), rtol=0, atol=0)
+    assert from_huggingface(hub.to_iterable_dataset(), 16000, .5).cache_file == clips.cache_file
+    assert from_huggingface(hub, 16000, .5, channel=1).cache_file != clips.cache_file
+    assert len(list((tmp_path/'cache').glob('*.npy'))) == 2 and not list((tmp_path/'cache').glob('.lmac-*'))
+
+
+def test_huggingface_is_decoded_once(hub, monkeypatch):
+    first = from_huggingface(hub, 16000, .5)
+    monkeypatch.setattr(data, 'decode_clip', lambda *args: pytest.fail('decoded again'))
+    again = from_huggingface(hub, 16000, .5, labels=['owl', 'dog', 'cat'])
+    assert again.cache_file == first.cache_file and again.targets.tolist() == [2, 1, 0]*2
+
+
+@pytest.mark.parametrize('name', ['hf:{}', 'hf:{}#train'])
+def test_huggingface_by_name(hub, tmp_path, name):
+    datasets = pytest.importorskip('datasets')
+    datasets.DatasetDict(train=hub.select(range(4)), test=hub.select([4, 5]).remove_columns('fold')).save_to_disk(tmp_path/'saved')
+    clips = from_huggingface(name.format(tmp_path/'saved'), 16000, .5)
+    assert clips.folds.tolist() == ([1, 1, 1, 2] if '#' in name else [1, 1, 1, 2, 2, 2])   # of the column, and of the split where there is none
+    with pytest.raises(ValueError, match='no such split. Found: train, test'): from_huggingface(f"hf:{tmp_path/'saved'}#valid")
+
+
+def test_huggingface_recordings_have_names_of_their_own(hub, tmp_path):
+    rows = [dict(audio=dict(bytes=row, path='a.wav'), label='x') for row in [(tmp_path/f'{i}.wav').read_bytes() for i in range(3)]]
+    rows.append(dict(audio=dict(bytes=None, path=str(tmp_path/'3.wav')), label=None))
+    datasets = pytest.importorskip('datasets')
+    same = datasets.Dataset.from_list(rows).cast_column('audio', datasets.Audio())
+    found = list(hf_recordings(same, tmp_path/'written'))
+    assert [name for name, *_ in found] == ['a.wav', 'a-000001.wav', 'a-000002.wav', '3.wav'] and [label for *_, label in found] == ['x', 'x', 'x', '']
+    assert [path.read_bytes() for _, path, _ in found] == [(tmp_path/f'{i}.wav').read_bytes() for i in range(4)]
+    assert found[3][1] == tmp_path/'3.wav'   # a local file stays where it is
+
+
+@pytest.mark.parametrize('change, expected', [
+    (lambda d: d.remove_columns('audio'), 'one column of type Audio'), (lambda d: d.select([]), 'no rows'),
+    (lambda d: d.add_column('other', [0]*6).class_encode_column('other'), 'several columns of classes: label, other')])
+def test_huggingface_that_is_not_clear(hub, change, expected):
+    with pytest.raises(ValueError, match=expected): from_huggingface(change(hub), 16000, .5)
+
+
+def test_huggingface_damaged(hub, tmp_path):
+    datasets = pytest.importorskip('datasets')
+    rows = datasets.Dataset.from_list([dict(audio=dict(bytes=b'no sound', path='bad.wav'), label='x')]).cast_column('audio', datasets.Audio())
+    with pytest.raises(ValueError, match=r'bad\.wav'): from_huggingface(rows, 16000, .5)
+    assert not list((tmp_path/'cache').glob('*.npy')) and not list((tmp_path/'cache').glob('.lmac-*'))
+
+
+def test_fit_and_evaluation_take_huggingface(hub, explainer, tmp_path):
+    datasets = pytest.importorskip('datasets')
+    from lmac.evidence.evaluation import evaluate
+    from lmac.explain import training_clips
+    assert len(training_clips(explainer, hub)) == 6
+    named = datasets.Dataset.from_list([dict(audio=dict(bytes=(tmp_path/f'{i}.wav').read_bytes(), path=f'{i}.wav'), label=i % 2, fold=1) for i in range(6)]).cast_column('audio', datasets.Audio())
+    named = named.cast_column('label', datasets.ClassLabel(names=['siren', 'rain']))   # in another order than the classifier's
+    result = evaluate(explainer, named, [1], tmp_path/'result.json', progress=False)
+    assert result['provenance']['dataset']['n_clips'] == 6

@@ -22,12 +22,12 @@ from lmac.explain import LMAC
 from lmac.explanation import Explanations
 from lmac.pretrained import sha256_of
 from lmac.pretrained import load_classifier, save_classifier
-from lmac.player import player_script, static
+from lmac.player import mask_png, player_script, static
 from lmac.spectrogram import STFT, LogMel
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 LABELS = ['bell', 'rain', 'saw']
-RESULTS = ['explanation.json', 'explanation.wav', 'mask.png', 'regions.csv', 'regions.selections.txt', 'regions.txt', 'report.html', 'residual.wav']
+RESULTS = ['explanation.flac', 'explanation.json', 'mask.png', 'regions.csv', 'regions.selections.txt', 'regions.txt', 'report.html', 'residual.flac', 'thumbnail.png']
 WEIGHTS = ['classifier.safetensors', 'config.json', 'decoder.safetensors']
 
 
@@ -289,7 +289,7 @@ def test_silence_is_explained_as_silence(tmp_path, explainer, shape, rate, thres
     def refuse(constant): raise AssertionError(f"explanation.json holds {constant}")
     numbers = json.loads((tmp_path/'out/explanation.json').read_text(), parse_constant=refuse)
     assert numbers['silent'] is True and numbers['label'] in LABELS
-    assert not load_audio(tmp_path/'out/explanation.wav')[0].any()
+    assert not load_audio(tmp_path/'out/explanation.flac')[0].any()
 
 @pytest.mark.parametrize('waveform', [torch.full((1, 16000), .5), 1e-30*torch.ones(1, 16000), torch.eye(16000)[:1], torch.ones(1, 16000),
                                       torch.tensor([[1., -1.]]).repeat(1, 8000)],
@@ -344,21 +344,21 @@ def test_results(tmp_path, explainer, explanation):
     assert explanation.save(tmp_path/'new'/'folder') == tmp_path/'new'/'folder'
     assert sorted(p.name for p in (tmp_path/'new/folder').iterdir()) == RESULTS
     for name, sound in (('explanation', explanation.audio), ('residual', explanation.residual)):
-        written, rate = load_audio(tmp_path/f'new/folder/{name}.wav')
+        written, rate = load_audio(tmp_path/f'new/folder/{name}.flac')
         assert rate == 16000 and (written - sound).abs().max() <= 2**-15
     numbers = json.loads((tmp_path/'new/folder/explanation.json').read_text())
     assert numbers == json.loads(json.dumps(explanation.summary())) and list(numbers['probabilities'])[0] == explanation.label
     assert (tmp_path/'new/folder/mask.png').read_bytes().startswith(b'\x89PNG')
-    heard = explainer.classify(*load_audio(tmp_path/'new/folder/explanation.wav'))[0, explanation.class_index].item()
+    heard = explainer.classify(*load_audio(tmp_path/'new/folder/explanation.flac'))[0, explanation.class_index].item()
     assert abs(heard - numbers['probability_heard']) < 1e-3  # 16 bits
 
 def test_the_report_stands_alone(explanation):
     page = explanation.report()
-    assert len(page.encode()) < 1.5e6
+    assert len(page.encode()) < 6e5
     assert page.count('<script') == 1 and static('player.js') in page
     assert not re.search(r'https?:|//\w|@import|url\(|<link|<iframe', re.sub(r'data:[\w/]+;base64,[\w+/=]+', '', page))
     sources = re.findall(r'(?:src|href|poster|srcset)="([^"]{0,22})', page)
-    assert len(sources) == 6 and all(s.startswith('data:') for s in sources)   # three sounds, two layers, the picture
+    assert len(sources) == 5 and all(s.startswith('data:') for s in sources)   # three sounds, two images, which the picture shows once more
     assert page.startswith('<!doctype html>') and '<html lang=' in page and 'alt="' in page
     assert page.count('<div') == page.count('</div>') and page.count('<table') == page.count('</table>')
 
@@ -599,10 +599,15 @@ def test_one_pass_for_the_input_and_one_for_all_parts(monkeypatch, is_class_cond
     passes, drawn, draw = [], [], is_class_conditional.fast_decoder.forward
     def count(module, inputs, output): passes.append(len(inputs[0]))
     monkeypatch.setattr(is_class_conditional.fast_decoder, 'forward', lambda maps, *args: (drawn.append([len(m) for m in maps]), draw(maps, *args))[1])
-    handle = is_class_conditional.classifier.model.register_forward_hook(count)
-    try: is_class_conditional.explain(scene.waveform, 16000, targets=3)
+    handle = is_class_conditional.fast_classifier.model.register_forward_hook(count)
+    try:
+        found = is_class_conditional.explain(scene.waveform, 16000, targets=3)
+        assert passes == [1] and drawn == [[1, 1, 1]]  # the input; the decoder's pyramid is that of one clip. Nobody has asked for more
+        for ex in found: ex.audio
+        assert passes == [1]
+        for ex in found: ex.complete()
     finally: handle.remove()
-    assert passes == [1, 6, 3] and drawn == [[1, 1, 1]]  # the input; parts and rests; what is heard. The decoder's pyramid is that of one clip
+    assert passes == [1, 9] and drawn == [[1, 1, 1]]  # parts, rests, and what is heard
 
 def test_several_classes_of_several_clips(tmp_path, is_class_conditional):
     clips = torch.stack([make_scene({name: 0}, 1.).waveform for name in ('dog', 'rain')])
@@ -646,11 +651,11 @@ def test_files_and_report_of_several_classes(tmp_path):
     numbers = json.loads((tmp_path/'out/explanation.json').read_text())
     assert numbers == json.loads(json.dumps(found.summary())) and list(numbers['probabilities'])[0] == numbers['predicted_label']
     assert [(row['label'], row['probability_heard'], row['verdict']) for row in numbers['classes']] == [(ex.label, ex.probability_heard, ex.verdict) for ex in found]
-    assert numbers['classes'][2]['files'] == ['explanation-2-b.wav', 'residual-2-b.wav', 'mask-2-b.png'] and len({f.lower() for row in numbers['classes'] for f in row['files']}) == 9
-    assert {p.name for p in (tmp_path/'out').iterdir()} == {'explanation.json', 'report.html', 'mask.png', 'regions.csv', 'regions.txt', 'regions.selections.txt', *(f for row in numbers['classes'] for f in row['files'])}
+    assert numbers['classes'][2]['files'] == ['explanation-2-b.flac', 'residual-2-b.flac', 'mask-2-b.png'] and len({f.lower() for row in numbers['classes'] for f in row['files']}) == 9
+    assert {p.name for p in (tmp_path/'out').iterdir()} == {'explanation.json', 'report.html', 'mask.png', 'thumbnail.png', 'regions.csv', 'regions.txt', 'regions.selections.txt', *(f for row in numbers['classes'] for f in row['files'])}
     for row, ex in zip(numbers['classes'], found):
         for file, sound in zip(row['files'], (ex.audio, ex.residual)): assert (load_audio(tmp_path/'out'/file)[0] - sound).abs().max() <= 2**-15
-        assert (tmp_path/'out'/row['files'][2]).read_bytes() == ex.png()
+        assert (tmp_path/'out'/row['files'][2]).read_bytes() == mask_png(ex.mask[:, :ex.n_frames])
     page = (tmp_path/'out/report.html').read_text()
     assert page.count('data:audio/flac') == 7 and page.count('<script') == 1 and '<b>' not in page and page.count('<div') == page.count('</div>') and page.count('<table') == page.count('</table>')
     assert not re.search(r'https?:|//\w|@import|url\(|<link|<iframe', re.sub(r'data:[\w/]+;base64,[\w+/=]+', '', page))

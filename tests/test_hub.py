@@ -55,7 +55,7 @@ def test_push_sends_explainer_example_and_card(hub):
     assert explainer.push_to_hub('me/why', private=True, token='t', create_pr=True) == 'https://hub/me/why/commit/1'
     assert hub.calls == [('token', 't'), ('create_repo', 'me/why', True, True), ('upload_folder', 'me/why', dict(create_pr=True))]
     there = {str(p.relative_to(hub.folder / 'me/why')) for p in (hub.folder / 'me/why').rglob('*') if p.is_file()}
-    assert {'config.json', 'classifier.safetensors', 'decoder.safetensors', 'README.md', 'sample/input.wav', 'sample/explanation.wav'} <= there
+    assert {'config.json', 'classifier.safetensors', 'decoder.safetensors', 'README.md', 'sample/input.wav', 'sample/explanation.flac'} <= there
     magnitude = torch.rand(1, 257, 100)
     assert torch.equal(LMAC.from_pretrained(hub.folder / 'me/why').attribute(magnitude), explainer.attribute(magnitude))
 
@@ -64,7 +64,7 @@ def test_card_is_valid_and_tells_numbers(hub):
     small().push_to_hub('me/why', licence='cc-by-4.0')
     card = huggingface_hub.ModelCard.load(hub.folder / 'me/why' / 'README.md')
     assert card.data.license == 'cc-by-4.0' and card.data.library_name == 'lmac' and card.data.pipeline_tag == 'audio-classification'
-    assert '| AI | 81.25 |' in card.text and 'sample/explanation.wav' in card.text and '"epochs": 3' in card.text
+    assert '| AI | 81.25 |' in card.text and 'sample/explanation.flac' in card.text and '"epochs": 3' in card.text
 
 
 def test_example_of_ones_own_says_nothing_of_its_folder(hub, tmp_path):

@@ -100,7 +100,7 @@ def test_several_files_and_folders(tmp_path, explain, sound):
     explain('a.wav', 'b.wav', 'more', 'a.wav', '--out', 'results').ok()
     table = pd.read_csv(tmp_path/'results/explanations.csv')
     assert table.recording.tolist() == ['a.wav', 'b.wav', 'more/a.wav', 'more/c.ogg.wav'] and table.explanation.tolist() == ['a', 'b', 'more/a', 'more/c_ogg']
-    assert all((tmp_path/'results'/place/'explanation.wav').is_file() for place in table.explanation)
+    assert all((tmp_path/'results'/place/'explanation.flac').is_file() for place in table.explanation)
 
 def test_a_second_recording_into_the_same_folder(tmp_path, explain, sound):
     for name in ('a.wav', 'b.wav', 'sub/a.wav'): sound(name)

@@ -316,7 +316,7 @@ def test_a_folder_shared_by_two_processes(trained, run, sounds, tmp_path):
             continue
         found = json.loads((tmp_path/'two'/row.explanation/'explanation.json').read_text())
         assert (found['label'], found['mask_mean']) == (row.label, row.mask_mean) and row.error != row.error
-        for file in ('explanation.wav', 'residual.wav', 'mask.png'):
+        for file in ('explanation.flac', 'residual.flac', 'mask.png', 'thumbnail.png'):
             assert (tmp_path/'one'/row.explanation/file).read_bytes() == (tmp_path/'two'/row.explanation/file).read_bytes()
 
 def test_what_was_explained_is_not_explained_again(trained, run, sounds, tmp_path):

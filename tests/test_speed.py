@@ -168,9 +168,9 @@ def test_a_bat_comes_out_at_4_khz_as_loud_as_it_is(for_bats, bat, tmp_path):
         assert rate == 25600 and heard(sound, rate) == (pytest.approx(4000, abs=10), pytest.approx(level_db, abs=.05))
     assert '128 kHz' in page and f'data-duration="{ex.duration_s}"' in page and '0.1 s' in page and 'Played 10 times slower.' in page
     ex.save(tmp_path)
-    sound, rate = load_audio(tmp_path/'explanation-10x-slower.wav')
+    sound, rate = load_audio(tmp_path/'explanation-10x-slower.flac')
     assert rate == 25600 and heard(sound, rate) == (pytest.approx(4000, abs=10), pytest.approx(level[1], abs=.05))
-    sound, rate = load_audio(tmp_path/'explanation.wav')
+    sound, rate = load_audio(tmp_path/'explanation.flac')
     assert rate == BAT_HZ and heard(sound, rate) == (pytest.approx(40000, abs=100), pytest.approx(level[1], abs=.05))
     assert 'Played 10 times slower.' in (tmp_path/'report.html').read_text() and json.loads((tmp_path/'explanation.json').read_text())['playing_speed'] == .1
 
@@ -179,7 +179,7 @@ def test_a_whale_comes_out_at_160_hz_as_loud_as_it_is(for_whales, whale, tmp_pat
     level = rms_db(ex.audio[0]).item()
     sound, rate = embedded(ex.player())[1]
     assert rate == 8000 and heard(sound, rate) == (pytest.approx(160, abs=2), pytest.approx(level, abs=.05)) and sound.shape[-1] / rate == pytest.approx(.5)
-    sound, rate = load_audio(ex.save(tmp_path)/'explanation-8x-faster.wav')
+    sound, rate = load_audio(ex.save(tmp_path)/'explanation-8x-faster.flac')
     assert rate == 8000 and heard(sound, rate) == (pytest.approx(160, abs=2), pytest.approx(level, abs=.05))
     assert '0.5 kHz' in ex.player() and '4 s' in ex.player()
 
@@ -189,7 +189,7 @@ def test_whoever_asks_for_a_speed_gets_it(for_bats, bat, tmp_path):
     ex.save(tmp_path)
     ex.speed = 1
     ex.save(tmp_path)   # over the other: what was slower is gone
-    assert sorted(p.name for p in tmp_path.glob('*.wav')) == ['explanation.wav', 'residual.wav']
+    assert sorted(p.name for p in tmp_path.glob('*.flac')) == ['explanation.flac', 'residual.flac']
     assert embedded(ex.player())[0][1] == 48000 and rms_db(embedded(ex.player())[0][0][0, 100:-100]) < -60
 
 def test_it_follows_what_the_mask_lets_through(for_bats, bat):
@@ -208,7 +208,7 @@ def test_several_classes_of_a_bat_are_heard_at_one_speed(for_bats, bat, tmp_path
     assert all(heard(*x)[0] == pytest.approx(4000, abs=10) for x in sounds)
     found.save(tmp_path)
     names = {row['label']: row['files'] for row in json.loads((tmp_path/'explanation.json').read_text())['classes']}
-    assert names['none'] == ['explanation-none.wav', 'residual-none.wav', 'explanation-none-10x-slower.wav', 'residual-none-10x-slower.wav', 'mask-none.png']
+    assert names['none'] == ['explanation-none.flac', 'residual-none.flac', 'explanation-none-10x-slower.flac', 'residual-none-10x-slower.flac', 'mask-none.png']
     assert {p.name for p in tmp_path.glob('*-*')} == {*names['call'], *names['none']}
     assert [load_audio(tmp_path/name)[1] for name in names['call'][:4]] == [BAT_HZ, BAT_HZ, 25600, 25600]
     found.speed = 1
@@ -245,14 +245,14 @@ def test_the_command_line(bat, tmp_path, commands):
     save_audio(tmp_path/'lies/bat.wav', bat, 25600)
     def explain(*args): return commands(1, 'lmac-explain', *args, '--explainer', 'weights', cwd=tmp_path)[0]
     run = explain('bat.wav').ok()
-    assert 'Played 10 times slower: out/explanation-10x-slower.wav' in run.out
+    assert 'Played 10 times slower: out/explanation-10x-slower.flac' in run.out
     assert [line for line in run.err.splitlines() if 'GUANO' in line] == ['lmac-explain: GUANO metadata (time expansion 10): read as recorded at 256000 Hz, not at the 25600 Hz of the header. '
                                                                             "time_expansion=1 keeps the header's rate."]
-    assert load_audio(tmp_path/'out/explanation-10x-slower.wav')[1] == 25600 and load_audio(tmp_path/'out/explanation.wav')[1] == BAT_HZ
+    assert load_audio(tmp_path/'out/explanation-10x-slower.flac')[1] == 25600 and load_audio(tmp_path/'out/explanation.flac')[1] == BAT_HZ
     explain('lies', '--time_expansion', '10', '--out', 'many', '--speed', '.05').ok()
-    assert heard(*load_audio(tmp_path/'many/bat/explanation-20x-slower.wav'))[0] == pytest.approx(2000, abs=10)
+    assert heard(*load_audio(tmp_path/'many/bat/explanation-20x-slower.flac'))[0] == pytest.approx(2000, abs=10)
     both = explain('bat.wav', '--top', '2', '--out', 'both').ok()
-    assert 'Played 10 times slower: both/explanation-call-10x-slower.wav, both/explanation-none-10x-slower.wav' in both.out
+    assert 'Played 10 times slower: both/explanation-call-10x-slower.flac, both/explanation-none-10x-slower.flac' in both.out
     for folder in ('many', 'both'): explain(folder).failed('No audio file')   # explanations are not explained
     explain('lies', '--time_expansion', '0').failed('between 0.001 and 1000')
     explain('lies/bat.wav', '--speed', '0', '--long').failed('between 0.01 and 100')

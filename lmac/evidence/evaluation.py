@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..audio import fit_peak, make_scene, save_audio
 from ..classifier import Cnn14, TappedClassifier
-from ..data import ClipDataset, loader
+from ..data import ClipDataset, from_huggingface, is_huggingface, loader
 from ..decoder import MaskDecoder
 from ..explain import LMAC
 from ..pretrained import DEFAULT_EXPLAINER, explainer_folder
@@ -239,7 +239,7 @@ VARIANTS = {(mask, scored_on): dict(threshold=threshold, scored_on=scored_on)
 
 def evaluate(
     explainer:LMAC, # what is evaluated
-    dataset:ClipDataset, # clips of the classifier's classes, at its rate
+    dataset:ClipDataset, # clips of the classifier's classes, at its rate; or a data set of Hugging Face with these classes
     folds:list, # the folds of it to use
     out, # result file to write, ending in .json; the clip-by-clip table goes beside it as .csv.gz
     name:str='esc10', # name or folder of the explainer, for the record
@@ -251,6 +251,7 @@ def evaluate(
     progress:bool=True, # show progress bars
 ) -> dict: # what the result file holds
     "Evaluate soft and binary masks, on the spectrogram and on the audio; raises `ValueError` or `OSError`"
+    if is_huggingface(dataset): dataset = from_huggingface(dataset, explainer.sample_rate, explainer.classifier.duration_s, explainer.labels)
     clips, record = dataset.fold(*folds), Record(out)
     tables = {key: score_clips(explainer, clips, **how, batch_size=batch_size, progress=progress) for key, how in VARIANTS.items()}
     seconds, correct = record.seconds, torch.tensor(tables['soft', 'spectrogram'].correct.to_numpy())

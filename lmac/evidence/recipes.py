@@ -19,7 +19,7 @@ from torch import nn
 from .. import __version__
 from ..audio import write_atomically
 from ..classifier import Cnn14, TappedClassifier, get_layer
-from ..data import esc50, folder_dataset, urbansound8k
+from ..data import esc50, folder_dataset, from_huggingface, is_huggingface, urbansound8k
 from ..decoder import MaskDecoder
 from .record import command_line, git_revision, machine
 from ..explain import LMAC
@@ -93,13 +93,14 @@ def check_config(
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes010
 def open_dataset(
-    data:dict, # the `data` part of a configuration: `dataset`, and if there are any the folds `train`, `valid`, `test`, and of a folder the `channel`
+    data:dict, # the `data` part of a configuration: `dataset`, and if there are any the folds `train`, `valid`, `test`, of a folder the `channel`, of a data set of Hugging Face the `labels` in their order
     sample_rate:int, # Hz
     duration_s:float, # clips are cut or padded to this
 ): # a `ClipDataset`
-    "The dataset that a configuration names: esc10, esc50, urbansound8k, or a folder with a folder for each class; raises `ValueError` for folds that it does not have"
+    "The dataset that a configuration names: esc10, esc50, urbansound8k, a folder with a folder for each class, or one of Hugging Face; raises `ValueError` for folds that it does not have"
     options, name = dict(sample_rate=sample_rate, duration_s=duration_s), data['dataset']
     if name in ('esc10', 'esc50'): dataset = esc50(subset='esc10' if name == 'esc10' else None, **options)
+    elif is_huggingface(name): dataset = from_huggingface(name, **options, labels=data.get('labels'), channel=data.get('channel'))
     else: dataset = urbansound8k(**options) if name == 'urbansound8k' else folder_dataset(name, **options, channel=data.get('channel'))
     for part in ('train', 'valid', 'test'):
         if data.get(part): dataset.fold(*data[part])

@@ -23,7 +23,7 @@ from ..audio import SOURCES, load_audio, make_scene
 from ..evidence.benchmark import all_methods, attribution, few_clips, load_method, scene_dataset, topk_mask
 from ..evidence.recipes import open_dataset
 from ..evidence.record import Record, evaluation_metadata
-from ..explain import LMAC
+from ..explain import LMAC, MaskedClips
 from ..explanation import Explanation
 from ..masking import binarize
 from ..player import data_uri, player_script, static
@@ -81,9 +81,8 @@ def explain(self:ExplanationSession,
 ) -> Explanation: # with this mask
     "Apply a mask, classify both parts and turn them into sound"
     mask = mask.to(self.magnitude.device)
-    parts = self.explainer.apply_and_resynthesize(self.magnitude, self.phase, mask, self.waveform.shape[-1])
-    parts |= dict(target=torch.tensor([self.class_index]), waveform=self.waveform, magnitude=self.magnitude, mask=mask, probabilities=self.probabilities)
-    return replace(self.explainer.make_explanations(parts, threshold, self.name)[0], speed=self.speed)
+    clips = MaskedClips(self.explainer, torch.polar(self.magnitude, self.phase), mask, self.waveform.shape[-1], target=torch.tensor([self.class_index]), probabilities=self.probabilities, waveform=self.waveform)
+    return replace(self.explainer.make_explanations(clips, [self.name], threshold)[0], speed=self.speed)
 
 # %% ../../nbs/listen/widgets.ipynb #12widgets009
 class StaticForm:

@@ -69,7 +69,7 @@ def window_masks(
     contrast:int=None, # index of the contrast class
 ) -> tuple: # probabilities `(batch, class)`, classes explained `(batch,)`, soft masks `(batch, freq, frame)`
     "What is predicted in each window, and why"
-    logits, maps = explainer.classifier.with_taps(magnitude, phase)
+    logits, maps = explainer.fast_classifier.with_taps(magnitude, phase)
     target = explainer.resolve_target(logits, target)
     return explainer.classifier.probabilities(logits), target, explainer.predict_mask(maps, magnitude.shape[-1], target, contrast=contrast)
 
