@@ -11,7 +11,7 @@ import torch
 
 from lmac.audio import make_scene, save_audio
 from lmac.explain import LMAC
-from lmac.listen.overview import KINDS, STRONG, Overview, describe, repeats, write_overview
+from lmac.listen.overview import SUSPICIONS, STRONG, Overview, describe, repeats, write_overview
 
 RATE = 16000
 LABELS = ["dog", "rain", "crying_baby", "helicopter"]
@@ -67,7 +67,7 @@ def first(overview): return overview.suspicions.iloc[0]
 def test_what_is_planted_comes_first(tmp_path, what, kind, words):
     found = describe(write(tmp_path, planted("rain", what)))
     top = first(found)
-    assert top.label == "rain" and top.strength > STRONG and KINDS[kind] in (KINDS[top.kind], *top.also.split("; "))
+    assert top.label == "rain" and top.strength > STRONG and SUSPICIONS[kind] in (SUSPICIONS[top.kind], *top.also.split("; "))
     assert words in top.sentence
     assert len(found.suspicions[(found.suspicions.strength > STRONG) & (found.suspicions.label != "rain")]) == 0
 
