@@ -11,7 +11,7 @@ import torch
 
 from lmac.audio import make_scene, save_audio
 from lmac.explain import LMAC
-from lmac.listen.overview import SUSPICIONS, STRONG, Overview, describe, repeats, write_overview
+from lmac.listen.overview import MOST_SOUNDS, STRONG, SUSPICIONS, Overview, describe, repeats, write_overview
 
 RATE = 16000
 LABELS = ["dog", "rain", "crying_baby", "helicopter"]
@@ -154,6 +154,17 @@ def test_lengths_and_rates_differ(tmp_path):
     found = describe(root)
     assert len(found.table) == 8 and found.table.duration_s.min() < .03 and np.isfinite(found.profiles).all()
     assert found.page().count("<svg") >= 4
+
+
+def test_large_classes(tmp_path):
+    "Of a large class some sounds are compared, and all are counted"
+    tick = torch.zeros(1, 3200)
+    tick[0, 500:900] = torch.randn(400, generator=torch.Generator().manual_seed(9)) * .3
+    parts = [("rain", tick + .002 * torch.randn(1, 3200), scene("rain", i % 20, .2)) for i in range(MOST_SOUNDS + 30)] + [("dog", scene("dog", i, .2), .1 * tick) for i in range(9)]
+    found = describe(write(tmp_path, parts))
+    same = found.suspicions[found.suspicions.label == "rain"].iloc[0]
+    assert len(found.table) == MOST_SOUNDS + 39 and same.strength > .9
+    assert found.clusters[found.clusters.label == "rain"]["size"].sum() == MOST_SOUNDS + 30
 
 
 def test_wrong_decisions_are_a_suspicion(tmp_path):
