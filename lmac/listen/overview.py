@@ -6,7 +6,7 @@
 __all__ = ['BIN_HZ', 'STEP_S', 'SUSPICIONS', 'FEWEST', 'STRONG', 'MOST_SOUNDS', 'Heard', 'repeats', 'Overview', 'describe',
            'write_overview']
 
-# %% ../../nbs/listen/overview.ipynb #36ab7375
+# %% ../../nbs/listen/overview.ipynb #767bef0e
 import html, json, math, os
 from collections import Counter
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from ..audio import load_audio, write_atomically
 from ..evidence.record import needs
 from ..explanation import Explanation
 
-# %% ../../nbs/listen/overview.ipynb #2b76f254
+# %% ../../nbs/listen/overview.ipynb #09bd4ad1
 @dataclass
 class Heard:
     "An explanation as it is heard, and what is known of it"
@@ -40,7 +40,7 @@ def _of_explanation(ex, i):
                  probability=ex.probability, verdict=ex.verdict, sound='', picture='')
     return Heard(audio, audio + rest, ex.sample_rate, known)
 
-# %% ../../nbs/listen/overview.ipynb #c5d76cf6
+# %% ../../nbs/listen/overview.ipynb #377f08c0
 def _rows(folder):
     "What a results folder lists, a dict for each explanation; raises `FileNotFoundError` for a folder without any"
     table = folder/'explanations.csv'
@@ -65,7 +65,7 @@ def _files(folder, label):
     pictures = folder/f"{stems[0].replace('explanation', 'thumbnail', 1)}.png", folder/'thumbnail.png'
     return *map(found, stems), next((p for p in pictures if p.is_file()), None)
 
-# %% ../../nbs/listen/overview.ipynb #f934e65a
+# %% ../../nbs/listen/overview.ipynb #4ca12abf
 def _number(x): # nan for what is none
     try: return float(x)
     except (TypeError, ValueError): return math.nan
@@ -89,7 +89,7 @@ def _of_folder(folder, problems):
         known |= {k: '' if p is None else p.relative_to(folder).as_posix() for k, p in (('sound', sound), ('picture', picture))}
         yield Heard(audio[:n], audio[:n] + residual[:n], rate, known)
 
-# %% ../../nbs/listen/overview.ipynb #a3574dee
+# %% ../../nbs/listen/overview.ipynb #8f02c7a8
 BIN_HZ = 7.8125 # between the frequencies of a mean spectrum: windows of 128 ms, at any sample rate
 
 def _mean_power(x, rate):
@@ -113,7 +113,7 @@ def _lines(power, least_db=8, share=.02):
     found[rows, bins + 5] = level[rows, bins + 5] >= near + least_db
     return ndimage.maximum_filter1d(found, 3, axis=1)
 
-# %% ../../nbs/listen/overview.ipynb #a01b00ce
+# %% ../../nbs/listen/overview.ipynb #d3fd364a
 def _upper_edge(power):
     "By how many dB a mean spectrum `(bin,)` falls at the steepest edge above which nothing comes again, and where that is, in Hz"
     smooth = ndimage.uniform_filter1d(power, 3)
@@ -125,7 +125,7 @@ def _upper_edge(power):
     drop = ndimage.median_filter(level, 25)[below] - ceiling[above]
     return float(drop.max()), float(k[drop.argmax()] * BIN_HZ)
 
-# %% ../../nbs/listen/overview.ipynb #83d39a87
+# %% ../../nbs/listen/overview.ipynb #5f45ce0c
 _BANDS_HZ = np.geomspace(250, 8000, 13) # of the spectrum of a moment
 
 def _energy_ms(x, rate):
@@ -161,7 +161,31 @@ def _moments(x, whole, rate):
     top = np.sort(shape[np.isfinite(shape)])[-4:]
     return float(np.median(within(sharp, 2) / within(sharp, 40))), 10 * math.log10((share + 1e-9) / (there + 1e-9)), np.maximum(shape - top.mean() if len(top) else shape, -15)
 
-# %% ../../nbs/listen/overview.ipynb #65c6b21f
+# %% ../../nbs/listen/overview.ipynb #fa12376b
+def _sharp(x, rate, to=8000):
+    "A sound `(time,)` at 8 kHz, at which highs and lows weigh the same, roughly"
+    if rate > to: x = signal.resample_poly(x, *np.array([to, rate]) // math.gcd(to, rate))
+    return signal.lfilter([1, -.95], 1, x)
+
+def _same_as(excerpt, sounds):
+    "The highest correlation of an excerpt with any stretch of each sound, between 0 and 1, whatever their levels"
+    n, found = len(excerpt), []
+    for x in sounds:
+        if len(x) < n: x = np.pad(x, (0, n - len(x)))
+        product = signal.fftconvolve(x, excerpt[::-1], 'valid')
+        energy = np.maximum(np.concatenate([[0], np.square(x).cumsum()])[n:] - np.concatenate([[0], np.square(x).cumsum()])[:-n], 0)
+        floor = 1e-3 * energy.max() + 1e-20  # what is nearly silent is like anything
+        found.append(float((np.abs(product) / np.sqrt(np.maximum(energy, floor) * np.square(excerpt).sum() + 1e-20)).max()))
+    return np.array(found)
+
+def _loudest_part(x, rate, length_s=.25):
+    "The loudest stretch of a sound of that length"
+    n = min(round(length_s * rate), len(x))
+    total = np.concatenate([[0], np.square(x).cumsum()])
+    k = int((total[n:] - total[:-n]).argmax())
+    return x[k:k + n]
+
+# %% ../../nbs/listen/overview.ipynb #24f2989a
 STEP_S = .05 # of the course of energy over time
 
 def _course(x, rate):
@@ -186,7 +210,7 @@ def _measure(heard):
                start_s=start, middle_s=middle, end_s=end, duration_s=len(x) / rate, edge_db=drop, edge_hz=edge, in_5_ms=burst, moments_db=more)
     return row, dict(power=power, whole=whole, course=course, whole_course=_course(w, rate), moment=moment, sharp=_sharp(x, rate).astype(np.float32), rate=rate)
 
-# %% ../../nbs/listen/overview.ipynb #93cb68d3
+# %% ../../nbs/listen/overview.ipynb #96c20b23
 def _stacked(arrays):
     "Rows of different lengths as one array, zeros after the shorter ones"
     n = max(map(len, arrays))
@@ -200,7 +224,7 @@ def _profiles(power, n_mels=40):
     level = 10 * np.log10(power @ bank / np.maximum(bank.sum(0), 1e-9) + 1e-20)
     return np.maximum(level - level.max(1, keepdims=True), -60), hz[1:-1]
 
-# %% ../../nbs/listen/overview.ipynb #89ab5484
+# %% ../../nbs/listen/overview.ipynb #a09f5fe8
 def repeats(
     inside, # how many explanations of the class have it
     n:int, # explanations of the class
@@ -225,7 +249,7 @@ def _best(own, has):
     k = int(strength.argmax())
     return (k, float(strength[k]), has[:, k]) if strength[k] > 0 else None
 
-# %% ../../nbs/listen/overview.ipynb #d58ea0b0
+# %% ../../nbs/listen/overview.ipynb #28f28ea5
 SUSPICIONS = {'tone': 'a tone of the same frequency', 'band limit': 'nothing above the same frequency, in the recording itself', 'band': 'one narrow band, though the recordings are not in it',
          'moments': 'short moments that sound alike', 'same sound': 'the very same sound', 'time': 'the same time, though the recordings go on',
          'little': 'very little of the energy', 'wrong': 'decisions that are wrong'} # kind of suspicion → what explanations have in common
@@ -253,7 +277,7 @@ def _band_limit(own, f):
     if not found: return None
     return found[1], found[2], f"recordings that have nothing above {_hz_words([np.median(f.edge_hz[own & found[2]])])}"
 
-# %% ../../nbs/listen/overview.ipynb #677a7c78
+# %% ../../nbs/listen/overview.ipynb #dffa2765
 def _hz_words(hz):
     "Frequencies in words: '50, 100 and 150 Hz', '3.0 kHz'"
     hz = [float(x) for x in hz]
@@ -266,7 +290,7 @@ def _sentence(kind, what, label, k, n, out, m):
     others = f"; of the other classes, {out} of {m} do." if kind not in ('wrong', 'band limit') else f"; of the other classes, {out} of {m} are."
     return head + what + (others if m else '. There is no other class to compare with.')
 
-# %% ../../nbs/listen/overview.ipynb #a0c05ebc
+# %% ../../nbs/listen/overview.ipynb #03862a56
 def _windows(share, width):
     "Sums over `width` columns, for each place that a window can have"
     total = np.concatenate([np.zeros((len(share), 1)), share.cumsum(1)], 1)
@@ -295,7 +319,7 @@ def _time(own, f, width_s=.5):
     where = (f"the last {width_s} s" if k == 0 else f"{width_s} s that end {k * STEP_S:.1f} s before the end") if end else (f"the first {width_s} s" if k == 0 else f"what is heard from {k * STEP_S:.1f} to {k * STEP_S + width_s:.1f} s")
     return strength, rows, f"{where}, though the recordings go on"
 
-# %% ../../nbs/listen/overview.ipynb #69fb2be6
+# %% ../../nbs/listen/overview.ipynb #2b898a58
 def _from_end(course, steps):
     "Rows `(row, step)` turned around so that each begins with its last step"
     return np.stack([np.pad(row[:n][::-1], (0, len(row) - n)) for row, n in zip(course, steps)])
@@ -321,30 +345,7 @@ def _wrong(own, f):
     if found: rows[known] = found[2]
     return found and (found[1], rows, "decisions that are wrong")
 
-# %% ../../nbs/listen/overview.ipynb #051f9658
-def _sharp(x, rate, to=8000):
-    "A sound `(time,)` at 8 kHz, at which highs and lows weigh the same, roughly"
-    if rate > to: x = signal.resample_poly(x, *np.array([to, rate]) // math.gcd(to, rate))
-    return signal.lfilter([1, -.95], 1, x)
-
-def _same_as(excerpt, sounds):
-    "The highest correlation of an excerpt with any stretch of each sound, between 0 and 1, whatever their levels"
-    n, found = len(excerpt), []
-    for x in sounds:
-        if len(x) < n: x = np.pad(x, (0, n - len(x)))
-        product = signal.fftconvolve(x, excerpt[::-1], 'valid')
-        energy = np.maximum(np.concatenate([[0], np.square(x).cumsum()])[n:] - np.concatenate([[0], np.square(x).cumsum()])[:-n], 0)
-        floor = 1e-3 * energy.max() + 1e-20  # what is nearly silent is like anything
-        found.append(float((np.abs(product) / np.sqrt(np.maximum(energy, floor) * np.square(excerpt).sum() + 1e-20)).max()))
-    return np.array(found)
-
-def _loudest_part(x, rate, length_s=.25):
-    "The loudest stretch of a sound of that length"
-    n = min(round(length_s * rate), len(x))
-    total = np.concatenate([[0], np.square(x).cumsum()])
-    k = int((total[n:] - total[:-n]).argmax())
-    return x[k:k + n]
-
+# %% ../../nbs/listen/overview.ipynb #3db5f598
 def _same_sound(own, f, at_least=.7, most=24):
     "One waveform, whatever its level, in several explanations: the loudest quarter of a second of some of them is looked for in all of the class, and the commonest in the others"
     kept = np.array([x is not None for x in f.sharp])  # of large classes the first ones only
@@ -357,7 +358,7 @@ def _same_sound(own, f, at_least=.7, most=24):
     found = _best(own[kept], has[kept, None])
     return found and (found[1], has, "the very same sound of 0.25 s")
 
-# %% ../../nbs/listen/overview.ipynb #4f3119c2
+# %% ../../nbs/listen/overview.ipynb #fa3b9fdb
 class _Features:
     "Arrays with a row for each explanation, from which suspicions are read"
     def __init__(self, arrays, table):
@@ -369,7 +370,7 @@ class _Features:
         self.edge_db, self.edge_hz, self.correct = (table[k].to_numpy(float) for k in ('edge_db', 'edge_hz', 'correct'))
         self.sharp = [a['sharp'] for a in arrays]
 
-# %% ../../nbs/listen/overview.ipynb #4be44ba0
+# %% ../../nbs/listen/overview.ipynb #42033058
 FEWEST = 5 # explanations of a class that are clustered
 
 def _described(features, table):
@@ -397,7 +398,7 @@ def _clusters_of(numbers):
     for c in set(found): far[found == c] = np.linalg.norm(numbers[found == c] - numbers[found == c].mean(0), axis=1)
     return found, far
 
-# %% ../../nbs/listen/overview.ipynb #e9954e7d
+# %% ../../nbs/listen/overview.ipynb #2fcfa729
 _TESTS = {'tone': _tone, 'band limit': _band_limit, 'band': _band, 'moments': _moment, 'same sound': _same_sound, 'time': _time, 'little': _little, 'wrong': _wrong}
 
 def _suspicions(features, table):
@@ -422,7 +423,7 @@ def _suspicions(features, table):
         else: kept.append(s)
     return pd.DataFrame(kept, columns=['label', 'cluster', 'kind', 'strength', 'explanations', 'of', 'elsewhere', 'of_others', 'sentence', 'also', 'members'])
 
-# %% ../../nbs/listen/overview.ipynb #850292d5
+# %% ../../nbs/listen/overview.ipynb #042a1701
 STRONG = .45 # strength from which a suspicion is called strong: clean classifiers stay below it, see benchmarks/overview.py
 
 @dataclass(repr=False)
@@ -438,7 +439,7 @@ class Overview:
 
     def __repr__(self): return f"Overview of {len(self.table)} explanations of {self.table.label.nunique()} classes: " + self.sentence()
 
-# %% ../../nbs/listen/overview.ipynb #8e6fdff4
+# %% ../../nbs/listen/overview.ipynb #71d3a8c3
 @patch
 def sentence(self:Overview) -> str: # a sentence or two
     "What is to be looked at first, in words"
@@ -456,7 +457,7 @@ def _cluster_table(table, far):
         rows.append(dict(label=label, cluster=cluster, size=len(part), accuracy=float(known.mean()) if len(known) else math.nan, typical=typical) | numbers)
     return pd.DataFrame(rows).sort_values(['label', 'cluster'], key=lambda x: x.replace(0, 10**6) if x.name == 'cluster' else x, ignore_index=True)
 
-# %% ../../nbs/listen/overview.ipynb #59bb8779
+# %% ../../nbs/listen/overview.ipynb #9b40d36d
 MOST_SOUNDS = 200 # of a class, that are kept to look for the very same sound
 
 def describe(
@@ -487,7 +488,7 @@ def describe(
     profiles, hz = _profiles(features.power)
     return Overview(table, _cluster_table(table, far), _suspicions(features, table), profiles, hz, features.course, problems)
 
-# %% ../../nbs/listen/overview.ipynb #f73bc539
+# %% ../../nbs/listen/overview.ipynb #aaf3f38d
 def _svg(width, height, body, says):
     "A drawing that takes its colours from the page"
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(says, True)}">{body}</svg>'
@@ -521,7 +522,7 @@ def _course_svg(self:Overview, own):
     start, end = (self.table[k][own].median() for k in ('start_s', 'end_s'))
     return _svg(width, height + 14, f'{bars}<text x="2" y="{height + 12}">0 s</text><text x="{width - 14}" y="{height + 12}">{last * STEP_S:.3g} s</text>', f'Over time: mostly from {start:.1f} to {end:.1f} s')
 
-# %% ../../nbs/listen/overview.ipynb #a05b7278
+# %% ../../nbs/listen/overview.ipynb #bd813c47
 @patch
 def _clip_html(self:Overview, i, prefix=None):
     "One explanation: its picture, its name and its sound, from files beside the page; without a `prefix`, which leads from the page to them, its name alone"
@@ -538,7 +539,7 @@ def _clips_html(self:Overview, rows, prefix=None):
     "A list of explanations, as HTML"
     return f'<ul class="clips">{"".join(self._clip_html(i, prefix) for i in rows)}</ul>'
 
-# %% ../../nbs/listen/overview.ipynb #b0e23fb6
+# %% ../../nbs/listen/overview.ipynb #48f3ebba
 _LEGEND = '<p class="legend"><i class="own"></i>these <i class="class"></i>all of the class <i class="others"></i>the other classes</p>'
 
 @patch
@@ -566,7 +567,7 @@ def _suspicions_html(self:Overview, prefix=None, top=10):
     weak = f'<details><summary>{len(shown) - n} weak suspicions, as clean classifiers have them, too</summary>{listed(shown[n:], n + 1)}</details>' if len(shown) > n else ''
     return f'{_LEGEND}{listed(shown[:n])}{weak}'
 
-# %% ../../nbs/listen/overview.ipynb #f1b7e250
+# %% ../../nbs/listen/overview.ipynb #8717f440
 @patch
 def _class_html(self:Overview, label, prefix=None):
     "The clusters of a class, as HTML"
@@ -581,7 +582,7 @@ def _class_html(self:Overview, label, prefix=None):
                      f'{c.kept_db:.0f} dB of the recording\'s energy</p><div class="drawn">{self._profile_svg(rows, among, others)}{self._course_svg(rows)}</div>{self._clips_html(c.typical, prefix)}</section>')
     return f'<h2>{html.escape(label)}</h2>{few}<div class="clusters">{"".join(parts)}</div>'
 
-# %% ../../nbs/listen/overview.ipynb #af7f4529
+# %% ../../nbs/listen/overview.ipynb #1d7ad68f
 _STYLE = """<style>.lmac-overview{--own:#0b62c4;--class:#595959;--others:#a85400;font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:auto;padding:0 .8rem;overflow-wrap:anywhere}
 .lmac-overview h2{margin:2em 0 .3em}.lmac-overview h3{font-size:1em;margin:.4em 0}.lmac-overview svg{display:block;width:100%;max-width:17rem;height:auto;overflow:visible}
 .lmac-overview polyline{fill:none;stroke-width:1.5}.lmac-overview polyline.own{stroke:var(--own);stroke-width:2.5}.lmac-overview polyline.class{stroke:var(--class);stroke-dasharray:4 3}
@@ -594,7 +595,7 @@ _STYLE = """<style>.lmac-overview{--own:#0b62c4;--class:#595959;--others:#a85400
 .lmac-overview .seen{display:flex;flex-wrap:wrap;gap:.5rem 1.2rem}.lmac-overview .seen .drawn{width:16rem;max-width:100%}.lmac-overview .seen ul.clips{margin:0;flex:1 1 20rem}.lmac-overview .seen ul.clips li{width:12rem}
 .lmac-overview ol.suspicions{padding-left:1.6em}</style>"""
 
-# %% ../../nbs/listen/overview.ipynb #67cab00f
+# %% ../../nbs/listen/overview.ipynb #b4f66d5b
 @patch
 def page(self:Overview,
     title='Overview', # of the page, plain text
@@ -614,7 +615,7 @@ def page(self:Overview,
 _READING = ("Natural sounds vary from one recording to the next; what a device, a studio or a file format left repeats. So this looks for what the explanations of one class have in common and those of the "
              "other classes do not. Strength: the share of the class that at least has it (lower end of a 95 % interval), less the share of the others. Listen, then check: take it out of a recording, and see whether the decision changes.")
 
-# %% ../../nbs/listen/overview.ipynb #749b1fd8
+# %% ../../nbs/listen/overview.ipynb #dc7b7a48
 @patch
 def _repr_html_(self:Overview):
     "Suspicions and clusters, without sounds"
@@ -622,7 +623,7 @@ def _repr_html_(self:Overview):
     shown = ''.join(self._class_html(label) for label in labels[:20])
     return f'{_STYLE}<div class="lmac-overview"><p>{html.escape(repr(self))}</p>{self._suspicions_html(top=3)}<details><summary>Classes and clusters</summary>{shown}</details></div>'
 
-# %% ../../nbs/listen/overview.ipynb #1769cf26
+# %% ../../nbs/listen/overview.ipynb #5a9132ae
 def write_overview(
     folder, # that lmac-explain wrote
     out=None, # file of the page; None: overview.html in the folder
