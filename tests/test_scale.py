@@ -324,13 +324,13 @@ def test_what_was_explained_is_not_explained_again(trained, run, sounds, tmp_pat
     def explain(*args, n=1, explainer='explainer', before=''):
         return run(n, 'lmac-explain', sounds, '--explainer', folder/explainer, '--out', sounds/'out', *args, before=before)
     (sounds/'0/text.wav').unlink()
-    stop = '''import lmac.cli
-old, calls = lmac.cli.explain_file, []
-def explain_file(*args):
+    stop = '''import lmac.scale.folder
+old, calls = lmac.scale.folder.FolderRun.explain, []
+def explain(*args):
     calls.append(1)
     if len(calls) == 3: raise KeyboardInterrupt
-    old(*args)
-lmac.cli.explain_file = explain_file'''
+    return old(*args)
+lmac.scale.folder.FolderRun.explain = explain'''
     assert explain(before=stop)[0].status == 130  # interrupted at the third
     assert len(before := explanations(sounds/'out')) == 2 and not (sounds/'out/explanations.csv').exists()
     again = explain(n=2)
