@@ -414,6 +414,7 @@ def with_model(self:TappedClassifier,
     other._modules = self._modules | dict(model=model)
     return other
 
+# %% ../nbs/04_classifier.ipynb #d2c39e0e
 @patch
 @torch.no_grad()
 def folded(self:TappedClassifier,
@@ -427,6 +428,16 @@ def folded(self:TappedClassifier,
     (a, maps), (b, others) = self.with_taps(magnitude, phase), fast.with_taps(magnitude, phase)
     same = all((x - y).abs().max() <= 1e-4 * x.abs().max().clamp_min(1e-3) for x, y in zip([a, *maps], [b, *others]))
     return fast if same else self
+
+@patch
+def for_inference(self:TappedClassifier,
+    stft, # as for `folded`
+) -> TappedClassifier: # `folded`
+    "The same, made once, and anew when the network is another, has changed or has moved"
+    state = [(x.device, 0 if x.is_inference() else x._version) for x in (*self.model.parameters(), *self.model.buffers())]
+    known = self.__dict__.get('_folded')
+    if known is None or known[0] is not self.model or known[1] != state: self._folded = known = self.model, state, self.folded(stft).model
+    return self.with_model(known[2])
 
 # %% ../nbs/04_classifier.ipynb #03classifier033
 @patch

@@ -41,7 +41,7 @@ class LMAC:
         provenance:dict=None, # how it was made: data, settings, metrics; kept and saved as it is
     ):
         self.classifier, self.decoder, self.stft = classifier, decoder.eval().requires_grad_(False), stft
-        self.domain, self.provenance, self._folded, self.precision = domain, provenance or {}, None, torch.float32
+        self.domain, self.provenance, self.precision = domain, provenance or {}, torch.float32
         self.fast_decoder = self.decoder.folded()  # what draws; `decoder` is what is saved
         self.check_parts()
 
@@ -95,17 +95,14 @@ def to(self:LMAC,
     device, # as for `choose_device`
 ) -> LMAC: # itself
     "Move classifier, decoder and STFT to a device; raises `ValueError` for one that there is not"
-    self._folded, device = None, choose_device(device)
+    device = choose_device(device)
     for module in (self.classifier, self.decoder, self.fast_decoder, self.stft): module.to(device)
     return self
 
 @patch(as_prop=True)
 def fast_classifier(self:LMAC):
-    "`classifier` with its batch norms [folded](04_classifier.ipynb#folded), for whatever needs no gradient of its weights; folded anew when the network is another, or has changed"
-    model = self.classifier.model
-    state = [0 if x.is_inference() else x._version for x in (*model.parameters(), *model.buffers())]
-    if self._folded is None or self._folded[0] is not model or self._folded[1] != state: self._folded = model, state, self.classifier.folded(self.stft).model
-    return self.classifier.with_model(self._folded[2])
+    "`classifier` with its batch norms [folded](04_classifier.ipynb#folded), for whatever needs no gradient of its weights"
+    return self.classifier.for_inference(self.stft)
 
 # %% ../nbs/11_explain.ipynb #62f716dc
 def exact(

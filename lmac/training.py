@@ -455,8 +455,10 @@ class ExplainerTask(Task):
         if (targets == 'sampled' or p_absent) and not getattr(decoder, 'n_classes', None):
             raise ValueError("This decoder is class-agnostic and can only be trained for the predicted class: "
                              f"targets='predicted', p_absent=0. Found: {targets!r}, {p_absent}.")
-        self.fast_classifier = classifier.folded(stft)  # frozen, in three of four passes of a step
         self.trained, self.loss = decoder, loss or (ExtendedMaskingLoss if p_absent else MaskingLoss)()
+
+    @property
+    def fast_classifier(self): return self.classifier.for_inference(self.stft)
 
 # %% ../nbs/08_training.ipynb #08trainingx007
 def low_probability_classes(

@@ -40,7 +40,7 @@ FINETUNE = {k: v for k, v in EXPLAINER.items() if k != 'decoder'} | dict(guidanc
 STAGES = dict(classifier=CLASSIFIER, explainer=EXPLAINER, finetune=FINETUNE)
 
 
-LONGEST_FIRST = ['test_scale', 'test_browser', 'test_cli', 'test_lab', 'test_experiments', 'test_training', 'test_long', 'test_sanity', 'test_explain']  # as measured
+LONGEST_FIRST = ['test_scale', 'test_browser', 'test_gallery', 'test_cluster', 'test_cli', 'test_lab', 'test_experiments', 'test_training', 'test_long', 'test_sanity', 'test_explain']  # as measured
 
 
 def pytest_collection_modifyitems(items):

@@ -309,7 +309,7 @@ def test_own_rate_says_what_is_wrong(explainer, tmp_path):
     file = save_audio(tmp_path/'a.wav', noise(5000), 22050)
     ex = at_native_rate(explainer, file)
     assert ex.source == str(file) and sorted(p.name for p in ex.save(tmp_path/'out').iterdir())[0] == 'explanation.json'
-    assert load_audio(tmp_path/'out/explanation.wav')[1] == 22050
+    assert load_audio(tmp_path/'out/explanation.flac')[1] == 22050
 
 
 # ---- from file to file ----
@@ -569,7 +569,7 @@ def test_the_command(tmp_path, capsys, options, seconds, expected):
     x = torch.cat([make_scene({'rain': 0}, seconds/2, 22050).waveform, make_scene({'dog': 0}, seconds/2, 22050).waveform], 1)
     lmac_explain(str(save_audio(tmp_path/'in.wav', x, 22050)), out=str(tmp_path/'out'), **options)
     assert ('timeline.csv' in names(tmp_path/'out')) == (expected == 'long') and 'report.html' in names(tmp_path/'out')
-    heard, rate = load_audio(tmp_path/'out/explanation.wav')
+    heard, rate = load_audio(tmp_path/f"out/explanation.{'wav' if expected == 'long' else 'flac'}")
     assert rate == (22050 if options.get('native_rate') else 16000) and heard.shape[1] == -(-x.shape[1]*rate//22050)
     said = capsys.readouterr().out
     assert 'in.wav' in said and 'report.html in a browser' in said

@@ -78,8 +78,10 @@ def true_labels(
     "What recordings are; warns of recordings and classes that there are not. Raises `ValueError` or `FileNotFoundError`"
     if source == 'folders': found = [path.parent.name for path in names]
     else:
-        table, used = source if isinstance(source, dict) else _label_table(source), []
-        for path in names: used.append(next((key for key in (path.as_posix(), path.name, path.stem) if key in table), None))
+        table, known_as = source if isinstance(source, dict) else _label_table(source), {}
+        for name in table:  # a.wav of the table may be a.flac in the folder
+            for key in (name, Path(name).name, Path(name).stem): known_as.setdefault(key, name)
+        used = [next((known_as[key] for key in (path.as_posix(), path.name, path.stem) if key in known_as), None) for path in names]
         if not any(used): raise ValueError(f"{source} names none of the {len(names)} recordings. Its first is {next(iter(table), 'none')!r}, theirs {names[0].as_posix()!r}: write paths relative to the folder, or names of files.")
         if spare := sorted(table.keys() - set(used)): warnings.warn(f"{source} names {len(spare)} recordings that are not here: {', '.join(spare[:3])}{', …' if len(spare) > 3 else ''}.", stacklevel=2)
         found = [table.get(key, '') for key in used]
