@@ -418,13 +418,13 @@ TEXT_COLUMNS = ('label', 'predicted_label', 'predicted', 'contrast', 'recording'
 
 def read_table(
     file, # csv, possibly compressed: a path, or an open file
-    text=TEXT_COLUMNS, # names of the columns that hold text; those that are not there are no matter
+    text=TEXT_COLUMNS, # names of the columns that hold text; those that are not there are no matter; None: all
     **options, # as for `pandas.read_csv`
 ): # a pandas `DataFrame`; in columns of text nothing is missing, in others an empty cell is
     "Read a table whose text stays text, whatever it says; raises `ValueError` for what is no table"
     import pandas as pd  # here, for a fast start
-    table = pd.read_csv(file, dtype={name: str for name in text if name}, keep_default_na=False, na_values=[''], **options)
-    return table.fillna({name: '' for name in text if name in table})
+    table = pd.read_csv(file, dtype=str if text is None else {name: str for name in text if name}, keep_default_na=False, na_values=[''], **options)
+    return table.fillna('' if text is None else {name: '' for name in text if name in table})
 
 # %% ../nbs/03_data.ipynb #02data079
 def _read_metadata(name, folder, columns):

@@ -16,6 +16,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..audio import AUDIO_FORMATS, at_speed, encode_audio, fit_peak, write_atomically
+from ..data import read_table
 from ..evidence.record import needs
 from ..explanation import Explanation, Explanations, speed_suffix
 from ..player import data_uri, lossless_suffix, static, thumbnail_png
@@ -34,7 +35,7 @@ def _read_table(folder):
     file = Path(folder)/'explanations.csv'
     if not file.is_file():
         raise FileNotFoundError(f"A folder with explanations.csv was expected. Found none in {folder}. Explain a folder of recordings first: lmac-explain RECORDINGS --out {folder}")
-    try: table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding_errors='replace')
+    try: table = read_table(file, None, encoding_errors='replace')
     except pd.errors.EmptyDataError: return pd.DataFrame(dict(recording=pd.Series(dtype=str)))
     except pd.errors.ParserError as e: raise ValueError(f"{file} was expected to be a table with commas, as lmac-explain writes it. Found: {' '.join(str(e).split())}.") from e
     if 'recording' not in table: raise ValueError(f"{file} was expected to have a column 'recording', as lmac-explain writes it. Found: {', '.join(table)}.")

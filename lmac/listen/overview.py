@@ -21,6 +21,7 @@ from scipy import ndimage, signal
 from torchaudio.functional import melscale_fbanks
 
 from ..audio import load_audio, write_atomically
+from ..data import read_table
 from ..evidence.record import needs
 from ..explanation import Explanation
 
@@ -45,7 +46,7 @@ def _rows(folder):
     "What a results folder lists, a dict for each explanation; raises `FileNotFoundError` for a folder without any"
     table = folder/'explanations.csv'
     if table.is_file():
-        try: return pd.read_csv(table, dtype=str, keep_default_na=False).to_dict('records')
+        try: return read_table(table, None).to_dict('records')
         except ValueError as e: raise ValueError(f"{table} must be a table that lmac-explain wrote. Found: {e}. Explain the folder again.") from None
     rows = []
     for file in sorted(folder.glob('*/explanation.json')):
