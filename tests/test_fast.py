@@ -87,6 +87,16 @@ def test_another_network_is_folded_anew(small):
     assert (other.probabilities_of(magnitude) - small.probabilities_of(magnitude)).abs().max() > 1e-3
 
 
+def test_what_was_folded_while_explaining_lets_gradients_through(small):
+    "An explanation is computed without gradients, and a training that follows needs them"
+    other = LMAC(copy.deepcopy(small.classifier), small.decoder, small.stft)
+    magnitude, _ = other.magnitude_phase(make_scene({'dog': 0}, 1.).waveform)
+    other.attribute(magnitude)
+    x = magnitude.clone().requires_grad_()
+    other.fast_classifier(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
 # what is computed when
 
 def test_batches_are_their_clips(small, sounds):

@@ -308,7 +308,7 @@ def test_own_rate_says_what_is_wrong(explainer, tmp_path):
     with pytest.raises(ValueError, match="no class 'dog'"): at_native_rate(explainer, noise(100), 44100, target='dog')
     file = save_audio(tmp_path/'a.wav', noise(5000), 22050)
     ex = at_native_rate(explainer, file)
-    assert ex.source == str(file) and sorted(p.name for p in ex.save(tmp_path/'out').iterdir())[0] == 'explanation.json'
+    assert ex.source == str(file) and sorted(p.name for p in ex.save(tmp_path/'out').iterdir())[0] == 'explanation.flac'
     assert load_audio(tmp_path/'out/explanation.flac')[1] == 22050
 
 
