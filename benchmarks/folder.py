@@ -42,11 +42,16 @@ def run(paths, out, no_report=False):
     return dict(seconds=seconds, megabytes=float(done.stdout.rsplit('MB', 1)[1]))
 
 
+def _write(found, out):
+    write_atomically(out, json.dumps(found, indent=1).encode())
+    print(json.dumps({k: v for k, v in found.items() if k != 'provenance'}, indent=1))
+
+
 @call_parse
 def main(
     out:str='folder.json', # file to write
     n:int=400, # clips
-    hours:float=1., # length of the long recording
+    hours:float=1., # length of the long recording; 0 leaves it out
 ):
     "Measure `lmac-explain`"
     found = dict(provenance=run_metadata(), cores=os.cpu_count())
@@ -61,9 +66,9 @@ def main(
             found[name] = run([where / 'clips'], where / name, no_report)
             found[name] |= dict(clips=len(files), sound_s=seconds, times_real_time=seconds / found[name]['seconds'], megabytes_written=sum(p.stat().st_size for p in (where / name).rglob('*') if p.is_file()) / 1e6)
         rate = sf.info(files[0]).samplerate
+        if not hours: return _write(found, out)
         with sf.SoundFile(where / 'long.wav', 'w', rate, 1) as file:
             for i in range(int(hours * 3600 / 5)): file.write(np.atleast_2d(sf.read(files[i % len(files)], always_2d=True)[0].mean(1)).T)
         found['long'] = run([where / 'long.wav'], where / 'hour')
         found['long'] |= dict(sound_s=(length := sf.info(where / 'long.wav').duration), times_real_time=length / found['long']['seconds'])
-    write_atomically(out, json.dumps(found, indent=1).encode())
-    print(json.dumps({k: v for k, v in found.items() if k != 'provenance'}, indent=1))
+    _write(found, out)
