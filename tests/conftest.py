@@ -189,3 +189,14 @@ def driver():
     "Playwright, of which a process can have one only"
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p: yield p
+
+
+@pytest.fixture(scope="session")
+def browser(driver):
+    "Headless Chromium, the same for all tests of a process"
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent/"docs"))
+    from check_site import CHROMIUM, FLAGS
+    if CHROMIUM is None: pytest.fail("These tests need Chromium: apt install chromium, or another that is called so on the PATH.")
+    browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    yield browser
+    browser.close()

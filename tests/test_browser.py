@@ -21,16 +21,8 @@ from lmac.spectrogram import STFT
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"docs"))
-from check_site import CHROMIUM, FLAGS, dead_links, page_problems, served, site_pages, watch  # noqa: E402
+from check_site import dead_links, page_problems, served, site_pages, watch  # noqa: E402
 from render import reading_order  # noqa: E402
-
-
-@pytest.fixture(scope="session")
-def browser(driver):
-    if CHROMIUM is None: pytest.fail("These tests need Chromium: apt install chromium, or another that is called so on the PATH.")
-    browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

@@ -175,14 +175,6 @@ def test_columns_hold_what_the_table_does(tmp_path):
 
 # the page
 
-@pytest.fixture(scope="module")
-def browser(driver):
-    if CHROMIUM is None: pytest.fail("These tests need Chromium: apt install chromium, or another that is called so on the PATH.")
-    browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-    yield browser
-    browser.close()
-
-
 @pytest.fixture
 def opened(browser):
     "Open a page; at the end nothing must have been complained about, but for files that the test has moved away, and no other host asked for anything"

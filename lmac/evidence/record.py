@@ -7,7 +7,7 @@ __all__ = ['git_revision', 'machine', 'command_line', 'run_metadata', 'evaluatio
            'Record', 'needs']
 
 # %% ../../nbs/evidence/record.ipynb #08provenance002
-import gzip, json, platform, re, shlex, shutil, subprocess, sys, tempfile, time
+import gzip, json, platform, re, shlex, shutil, subprocess, sys, time
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path

@@ -19,7 +19,7 @@ from ..audio import AUDIO_FORMATS, at_speed, encode_audio, fit_peak, write_atomi
 from ..data import read_table
 from ..evidence.record import needs
 from ..explanation import Explanation, Explanations, speed_suffix
-from ..player import data_uri, lossless_suffix, static, thumbnail_png
+from ..player import data_uri, static, thumbnail_png
 
 # %% ../../nbs/listen/gallery.ipynb #7a6d7bf5
 _TEXTS = ('recording', 'explanation', 'source', 'true_label', 'predicted_label', 'label', 'verdict', 'contrast', 'error', 'silent') # columns that are text whatever stands in them

@@ -15,7 +15,6 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-import torch
 from fastcore.basics import patch
 from scipy import ndimage, signal
 from torchaudio.functional import melscale_fbanks

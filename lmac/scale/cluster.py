@@ -145,7 +145,8 @@ def _contents(row, filesystem=None, rows=None):
 def _decode(table, rate, channel, time_expansion, filesystem, dataset):
     "The first stage: rows with `source`, and `bytes` or `index` if need be, to rows with samples, or with bytes or nothing where a long recording is left to the second stage"
     import pyarrow as pa, ray
-    rows, data, torch_threads = [], dataset and ray.get(dataset), torch.set_num_threads(1)
+    torch.set_num_threads(1)
+    rows, data = [], dataset and ray.get(dataset)
     for row in table.to_pylist():
         row = dict(recording=None, true_label='') | row
         found = {k: row[k] for k in ('recording', 'source', 'true_label')} | dict(error='', waveform=None, bytes=None)
