@@ -5,6 +5,7 @@ import ast
 import itertools
 import json
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -13,11 +14,14 @@ import pytest
 import torch
 from jupyter_client import BlockingKernelClient
 from notebook_apps import TIMEOUT_S, JupyterLab, VSCode, wait
-from test_browser import CHROMIUM, FLAGS, RATE
 
 from lmac.audio import make_scene, save_audio
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent/"docs"))
+from check_site import CHROMIUM, FLAGS  # noqa: E402
 
+
+RATE = 16000
 NOTEBOOK = Path(__file__).resolve().parent.parent/"nbs"/"listen/widgets.ipynb"
 LIVE = """waiting = Monitor(lmac, scene.waveform, 16000, scene.sources)
 task = ExplainerTask(lmac.classifier, MaskDecoder.for_classifier(lmac.classifier, lmac.stft, channels=8), lmac.stft, domain=lmac.domain, targets='sampled', metrics=probabilities_metrics)
