@@ -139,7 +139,7 @@ def _explain_scene(explainer, out, options, report=True):
     explanation.source, explanation.speed = f"{_SCENE}: {' and '.join(DEMO)}", options.get('speed')
     regions = dict(threshold=options.get('region_threshold'))
     explanation.save(out, report, **regions)
-    write_files(out, region_files(explanation.regions(**regions), 'input.wav'))
+    write_files(out, region_files(explanation.find_regions(**regions), 'input.wav'))
     for name, sound in (scene.sources | {'input': scene.waveform}).items(): save_audio(out / f'{name}.wav', sound, scene.sample_rate)
     print(f"{explanation.source}: {explanation.sentence()}")
 

@@ -72,9 +72,9 @@ class CandidateGate(nn.Module):
         super().__init__()
         if n_map < 2: raise ValueError(f"The deepest map must have at least 2 channels to weigh by. Found: {n_map}. Tap another layer.")
         self.dropout = nn.Dropout1d(dropout)
-        self.shared = nn.Parameter(torch.empty(2, n_candidates, n_map).uniform_(-1, 1) / n_map**.5)
+        self.shared = nn.Parameter(torch.empty(2, n_candidates, n_map).uniform_(-n_map**-.5, n_map**-.5))  # a division would import torch's compiler on the meta device
         self.of_class = nn.Parameter(torch.zeros(rank or n_classes, *self.shared.shape)) if n_classes else None
-        self.mixture = nn.Parameter(torch.randn(n_classes, rank) / rank**.5) if n_classes and rank else None
+        self.mixture = nn.Parameter(torch.randn(n_classes, rank).div_(rank**.5)) if n_classes and rank else None
 
     def forward(self,
         deepest:Tensor, # map `(batch, n_map, freq, frame)`
@@ -119,7 +119,8 @@ class MaskDecoder(nn.Module):
         self.weigh = CandidateGate(tap_channels[-1], head_channels + n_fine, n_classes, dropout, rank)
         self.sum = nn.Conv2d(head_channels if guide else 2 * head_channels, 1, 3, padding=1)
         nn.init.ones_(self.sum.bias)
-        self.register_buffer('to_bins', band_to_bin(band_hz, bin_hz), persistent=False)
+        with torch.device('cpu'): to_bins = band_to_bin(band_hz, bin_hz)  # not on the meta device, where this would import torch's compiler, a second and a half
+        self.register_buffer('to_bins', to_bins.to(self.sum.weight.device), persistent=False)
         self.to(memory_format=torch.channels_last)
 
     @property

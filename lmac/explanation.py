@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'VERDICTS', 'SOUNDS', 'STYLE', 'PAGE_NOISE_DB', 'READING', 'RAVEN', 'COPY_NAMES', 'Later', 'Shown',
-           'Explanation', 'judge', 'RegionStream', 'region_threshold', 'show_regions', 'region_files', 'speed_suffix',
-           'drop_copies', 'Explanations']
+           'Explanation', 'judge', 'RegionStream', 'Region', 'as_table', 'region_threshold', 'show_regions',
+           'region_files', 'speed_suffix', 'drop_copies', 'Explanations']
 
 # %% ../nbs/10_explanation.ipynb #10explanationx028
-import html, io, json, math, re
+import csv, html, io, json, math, re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from . import __version__
 from .audio import AUDIO_FORMATS, at_speed, encode_audio, fit_peak, listening_speed, playable_rate, speed_words
 from .masking import FLOOR_DB, apply_mask, binarize
-from .player import figure_html, layer_html, lossless_suffix, mask_png, panels_html, player_script, shade_png, spectrogram_png, static, thumbnail_png, tint_png
+from .player import figure_html, layer_html, lossless_suffix, mask_png, panels_html, player_script, rows_of, shade_png, spectrogram_png, static, thumbnail_png, tint_png
 from .pretrained import write_files
 from .spectrogram import HUES, show_mask, show_masks, show_spectrogram
 
@@ -258,25 +259,45 @@ def push(self:RegionStream,
     self.n_frames += mask.shape[1]
 
 # %% ../nbs/10_explanation.ipynb #717e4608
+class Region(NamedTuple):
+    "A box around what a mask keeps"
+    start_s:float; end_s:float; low_hz:float; high_hz:float
+    share:float # of all energy that the mask lets through
+    label:str # class that is explained
+
+def as_table(
+    regions:list, # of `Region`s
+): # DataFrame
+    "A row for each region"
+    from pandas import DataFrame  # here, for a fast start
+    return DataFrame(regions, columns=Region._fields)
+
+# %% ../nbs/10_explanation.ipynb #4fc49bfb
 @patch
-def finish(self:RegionStream,
+def found(self:RegionStream,
     duration_s:float, # of what is heard of the recording, in seconds
     around:int=None, # frames; a region needs `min_share` of the energy no further away than this; None: of all
-): # DataFrame: start_s, end_s, low_hz, high_hz, share (of all energy that the mask lets through), label; by time
-    "The regions"
-    from pandas import DataFrame  # both here, for a fast start
-    from scipy.sparse import coo_matrix, csgraph
-    n, links = len(self.labels), np.concatenate([np.zeros((0, 2), int), *self.links])
-    _, part = csgraph.connected_components(coo_matrix((np.ones(len(links)), links.T), (n, n)), directed=False)
-    rows = DataFrame(np.concatenate(self.rows), columns=['first', 'stop', 'low', 'top', 'energy']).assign(label=self.labels)
-    rows = rows.groupby(part).agg(dict(first='min', stop='max', low='min', top='max', energy='sum', label='first')).query('energy > 0')
+) -> list: # of `Region`s, by time
+    "The regions, without pandas, which takes longer to start than all of them to find"
+    rows, part = np.concatenate(self.rows), np.arange(len(self.labels))
+    if self.links:
+        from scipy.sparse import coo_matrix, csgraph  # here, for a fast start
+        links = np.concatenate(self.links)
+        _, part = csgraph.connected_components(coo_matrix((np.ones(len(links)), links.T), (len(part),) * 2), directed=False)
+    order = part.argsort(kind='stable')
+    begins = np.unique(part[order], return_index=True)[1]
+    first, stop, low, top, energy = (how.reduceat(column[order], begins) for how, column in zip((np.minimum, np.maximum, np.minimum, np.maximum, np.add), rows.T))
     heard, near = np.concatenate(self.energy).cumsum(), self.n_frames if around is None else around
-    near = heard[(rows.stop + near).clip(upper=self.n_frames).astype(int)] - heard[(rows['first'] - near).clip(0).astype(int)]
-    rows = rows[rows.energy >= self.min_share * near]
-    times, hertz = ((rows[names] - .5).clip(0) * step for names, step in ((['first', 'stop'], self.hop_s), (['low', 'top'], self.bin_hz)))
-    found = DataFrame(dict(start_s=times['first'], end_s=times.stop.clip(upper=duration_s), low_hz=hertz.low, high_hz=hertz.top.clip(upper=self.sample_rate / 2),
-                           share=rows.energy / heard[-1], label=rows.label))
-    return found.sort_values(['start_s', 'low_hz'], ignore_index=True)
+    ends = [np.nan_to_num(x).clip(0, self.n_frames).astype(int) for x in (first - near, stop + near)]
+    s, hz = ((np.stack(x) - .5).clip(0) * step for x, step in (((first, stop), self.hop_s), ((low, top), self.bin_hz)))
+    kept = (energy > 0) & (energy >= self.min_share * (heard[ends[1]] - heard[ends[0]]))
+    table = np.stack([s[0], s[1].clip(max=duration_s), hz[0], hz[1].clip(max=self.sample_rate / 2), energy / (heard[-1] or 1)], 1)[kept].tolist()
+    return sorted((Region(*row, self.labels[i]) for row, i in zip(table, order[begins][kept])), key=lambda r: (r.start_s, r.low_hz))
+
+@patch
+def finish(self:RegionStream, *args, **kwargs): # DataFrame: start_s, end_s, low_hz, high_hz, share, label; by time
+    "The same as a table"
+    return as_table(self.found(*args, **kwargs))
 
 # %% ../nbs/10_explanation.ipynb #e5f97878
 @patch(as_prop=True)
@@ -291,17 +312,24 @@ def region_threshold(
     return 1 - 6 / abs(FLOOR_DB) if domain == 'decibel' else .5
 
 @patch
-def regions(self:Explanation,
+def find_regions(self:Explanation,
     threshold:float=None, # a bin is open if its mask is above this; None: `region_threshold` of the domain. A binary mask has the same regions at any
     gap_s:float=.05, # open bins that are no further apart are of one region: in time, in seconds
     gap_hz:float=200., # and in frequency, in Hz
     min_share:float=.01, # of the energy that the mask lets through; regions with less are left out
-): # DataFrame: start_s, end_s, low_hz, high_hz, share (of the energy that the mask lets through), label; by time
+) -> list: # of `Region`s, by time
     "Where it is: boxes around what the mask keeps, in what is heard of the clip; none in silence. Raises `ValueError` as `RegionStream`"
     threshold = region_threshold(self.domain) if threshold is None else threshold
     stream, heard = RegionStream(self.sample_rate, self.hop_length, len(self.mask), threshold, gap_s, gap_hz, min_share), slice(self.heard_frames)
     stream.push(self.mask[:, heard], self.masked_in[:, heard], self.label)
-    return stream.finish(min(self.duration_s, math.inf if self.heard_s is None else self.heard_s))
+    return stream.found(min(self.duration_s, math.inf if self.heard_s is None else self.heard_s))
+
+@patch
+def regions(self:Shown,
+    **options, # as for `find_regions`
+): # DataFrame: start_s, end_s, low_hz, high_hz, share (of the energy that the mask lets through), label; by time
+    "Where it is, as a table; of several classes the regions of all. Raises as `find_regions`"
+    return as_table(self.find_regions(**options))
 
 # %% ../nbs/10_explanation.ipynb #161bff2d
 def show_regions(
@@ -311,7 +339,7 @@ def show_regions(
 ): # the axes
     "Boxes around regions on a picture over time and frequency"
     from matplotlib.patches import Rectangle  # here, for a fast start
-    for r in regions.itertuples(): ax.add_patch(Rectangle((r.start_s, r.low_hz), r.end_s - r.start_s, r.high_hz - r.low_hz, **dict(fill=False, ec='w') | style))
+    for r in rows_of(regions): ax.add_patch(Rectangle((r.start_s, r.low_hz), r.end_s - r.start_s, r.high_hz - r.low_hz, **dict(fill=False, ec='w') | style))
     return ax
 
 # %% ../nbs/10_explanation.ipynb #10explanationx039
@@ -375,7 +403,7 @@ def player_figure(self:Explanation,
     sounds = {name: getattr(self, part) for part, name in SOUNDS.items()}
     sounds |= {f"{name.replace('_', ' ').capitalize()} alone": x for name, x in (sources or {}).items()}
     settings = dict(title=f'{self.label}, {self.probability:.0%}', says=self.sentence(), alt=f'Spectrogram. {self.sentence()}', speed=self.playing_speed)
-    if 'regions' not in kwargs: settings['regions'] = self.regions()
+    if 'regions' not in kwargs: settings['regions'] = self.find_regions()
     return figure_html({name: fit_peak(x)[0] for name, x in sounds.items()}, self.sample_rate, self.magnitude[:, :frames], self.mask[:, :frames], **settings | kwargs)
 
 @patch
@@ -438,12 +466,12 @@ def __repr__(self:Shown): return f"{type(self).__name__}: {self.sentence()}"
 # %% ../nbs/10_explanation.ipynb #10explanationx044
 @patch
 def report(self:Shown,
-    where=None, # table of `regions`; None: made here
+    where=None, # of `regions` or `find_regions`; None: made here
     **options, # as for `regions`
 ) -> str: # a whole HTML page
     "A page of its own: the same as in Jupyter, with the picture, and with the numbers explained"
-    question, name, where = html.escape(self.question), html.escape(Path(self.source).name if self.source else 'a waveform'), self.regions(**options) if where is None else where
-    rows = ''.join(f'<tr><td>{html.escape(r.label)}</td><td>{r.start_s:.2f} to {r.end_s:.2f} s</td><td>{r.low_hz:.0f} to {r.high_hz:.0f} Hz</td><td>{r.share:.0%}</td></tr>' for r in where.itertuples())
+    question, name, where = html.escape(self.question), html.escape(Path(self.source).name if self.source else 'a waveform'), self.find_regions(**options) if where is None else where
+    rows = ''.join(f'<tr><td>{html.escape(r.label)}</td><td>{r.start_s:.2f} to {r.end_s:.2f} s</td><td>{r.low_hz:.0f} to {r.high_hz:.0f} Hz</td><td>{r.share:.0%}</td></tr>' for r in rows_of(where))
     rows = f'<h2>Where it is</h2><table><tr><th>class</th><th>time</th><th>frequency</th><th>of the energy kept</th></tr>{rows}</table>' if rows else ''
     numbers = ''.join(f'<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>' for k, v in self.summary().items() if k not in ('probabilities', 'classes'))
     shown = player_script(self.player_figure(regions=where, noise_db=PAGE_NOISE_DB) + self.tables() + self.picture(within=True))
@@ -460,17 +488,21 @@ READING = ("The mask was trained so that the classifier keeps its prediction on 
 RAVEN = ['Selection', 'View', 'Channel', 'Begin Time (s)', 'End Time (s)', 'Low Freq (Hz)', 'High Freq (Hz)', 'Begin File', 'File Offset (s)', 'Annotation', 'Share']
 
 def region_files(
-    regions, # table of `Explanation.regions`
+    regions, # of `Explanation.find_regions`, or a table as of `Explanation.regions`
     recording='', # name of the sound file; or of each region's
     begin_s=0., # when it begins, in seconds, of several that are heard one after the other; or each region's
 ) -> dict: # file name → contents
     "Regions as a table, as a label track for Audacity, and as a selection table for Raven"
-    t = regions.assign(recording=recording, begin_s=begin_s, label=[' '.join(str(label).split()) for label in regions.label])
-    labels = ''.join(f'{r.begin_s + r.start_s:.6f}\t{r.begin_s + r.end_s:.6f}\t{r.label}\n\\\t{r.low_hz:.6f}\t{r.high_hz:.6f}\n' for r in t.itertuples())
-    rows = [f'{i}\tSpectrogram 1\t1\t{r.begin_s + r.start_s:.6f}\t{r.begin_s + r.end_s:.6f}\t{r.low_hz:.3f}\t{r.high_hz:.3f}\t{r.recording}\t{r.start_s:.6f}\t{r.label}\t{r.share:.6f}'
-            for i, r in enumerate(t.itertuples(), 1)]
-    return {'regions.csv': regions.to_csv(index=False, float_format='%.6f', lineterminator='\n').encode(), 'regions.txt': labels.encode(),
-            'regions.selections.txt': ''.join(f'{row}\n' for row in ('\t'.join(RAVEN), *rows)).encode()}
+    rows, csv_file = list(rows_of(regions)), io.StringIO()
+    names = list(regions) if hasattr(regions, 'columns') else Region._fields
+    recordings, begins = ([x] * len(rows) if isinstance(x, (str, float)) else x for x in (recording, begin_s))
+    csv.writer(csv_file, lineterminator='\n').writerows([names, *([f'{x:.6f}' if isinstance(x, float) else x for x in r] for r in rows)])
+    track = selections = ''
+    for i, (r, name, begin) in enumerate(zip(rows, recordings, begins), 1):
+        label, start, end = ' '.join(str(r.label).split()), begin + r.start_s, begin + r.end_s
+        track += f'{start:.6f}\t{end:.6f}\t{label}\n\\\t{r.low_hz:.6f}\t{r.high_hz:.6f}\n'
+        selections += f'{i}\tSpectrogram 1\t1\t{start:.6f}\t{end:.6f}\t{r.low_hz:.3f}\t{r.high_hz:.3f}\t{name}\t{r.start_s:.6f}\t{label}\t{r.share:.6f}\n'
+    return {'regions.csv': csv_file.getvalue().encode(), 'regions.txt': track.encode(), 'regions.selections.txt': ('\t'.join(RAVEN) + '\n' + selections).encode()}
 
 # %% ../nbs/10_explanation.ipynb #3c56c1df
 def speed_suffix(
@@ -521,7 +553,7 @@ def save(self:Explanation,
     **options, # as for `regions`
 ) -> Path: # the folder
     "Write explanation.flac, residual.flac, mask.png, thumbnail.png, report.html, explanation.json, the regions, see `region_files`, and both sounds slower or faster if `playing_speed` is not 1; raises `OSError` if it cannot"
-    ex, frames, where = replace(self, speed=self.playing_speed), slice(self.n_frames), self.regions(**options)
+    ex, frames, where = replace(self, speed=self.playing_speed), slice(self.n_frames), self.find_regions(**options)
     files = dict(zip(_sound_names(ex.sample_rate, ex.speed), _encoded(ex, ex.speed)))
     files |= {'thumbnail.png': thumbnail_png(ex.magnitude[:, frames], ex.mask[:, frames]), 'explanation.json': json.dumps(ex.summary() | ({} if made_of is None else dict(made_of=made_of)), indent=1).encode()}
     if report: files |= {'mask.png': mask_png(ex.mask[:, frames]), 'report.html': ex.report(where).encode()}
@@ -581,13 +613,11 @@ def summary(self:Explanations) -> dict: # plain numbers and strings
     return {k: v for k, v in rows[0].items() if k not in _OF_CLASS} | dict(playing_speed=self.playing_speed, classes=classes)
 
 @patch
-def regions(self:Explanations,
-    **options, # as for `Explanation.regions`
-): # a table as of that, with the regions of all classes
+def find_regions(self:Explanations,
+    **options, # as for `Explanation.find_regions`
+) -> list: # of `Region`s, by time
     "Where each class is; the share of a region is that of the energy that its class's mask lets through. Raises `ValueError` as that"
-    from pandas import concat  # here, for a fast start
-    tables = [ex.regions(**options) for ex in self]
-    return concat([t for t in tables if len(t)] or tables[:1]).sort_values(['start_s', 'low_hz'], ignore_index=True)
+    return sorted((r for ex in self for r in ex.find_regions(**options)), key=lambda r: (r.start_s, r.low_hz))
 
 @patch
 def sentence(self:Explanations) -> str: # a sentence or more
@@ -654,7 +684,7 @@ def player_figure(self:Explanations,
     classes = {ex.label: ({SOUNDS[part]: getattr(ex, part) for part in ('audio', 'residual')}, ex.mask[:, frames], ex.sentence()) for ex in self}
     settings = dict(title=', '.join(f'{ex.label} {ex.probability:.0%}' for ex in self), says=self.sentence(), alt=f'Spectrogram. {self.sentence()}',
                     classes=classes, speed=self.playing_speed)
-    if 'regions' not in kwargs: settings['regions'] = self.regions()
+    if 'regions' not in kwargs: settings['regions'] = self.find_regions()
     return figure_html({SOUNDS['waveform']: fit_peak(first.waveform)[0]} | alone, first.sample_rate, first.magnitude[:, frames], **settings | kwargs)
 
 @patch
@@ -676,7 +706,7 @@ def save(self:Explanations,
     **options, # as for `regions`
 ) -> Path: # the folder
     "Write report.html, mask.png, thumbnail.png, explanation.json and the regions, see `region_files`, and for each class, 'dog' say, explanation-dog.flac, residual-dog.flac and mask-dog.png, and both sounds slower or faster if `playing_speed` is not 1; raises `OSError` if it cannot"
-    speed, first, frames, where = self.playing_speed, self[0], slice(self[0].n_frames), self.regions(**options)
+    speed, first, frames, where = self.playing_speed, self[0], slice(self[0].n_frames), self.find_regions(**options)
     every, masks = Explanations([replace(ex, speed=speed) for ex in self]), [ex.mask[:, frames] for ex in self]
     files = {'thumbnail.png': thumbnail_png(first.magnitude[:, frames], torch.stack(masks).amax(0)), 'explanation.json': json.dumps(every.summary() | ({} if made_of is None else dict(made_of=made_of)), indent=1).encode()}
     for ex, mask, names in zip(every, masks, every.file_names()): files |= zip(names, (*_encoded(ex, speed), mask_png(mask)))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'SHADES', 'SPEEDS', 'static', 'spectrogram_png', 'mask_png', 'shade_png', 'tint_png', 'thumbnail_png',
-           'matching_gains', 'lossless_suffix', 'rounded', 'figure_html', 'player_script', 'player_html', 'layer_html',
-           'panels_html']
+           'matching_gains', 'lossless_suffix', 'rounded', 'rows_of', 'figure_html', 'player_script', 'player_html',
+           'layer_html', 'panels_html']
 
 # %% ../nbs/02_player.ipynb #02player002
 import html, io, json, math
@@ -153,11 +153,17 @@ def _picture(magnitude, mask, alt):
     layers = f'<img class="lmac-spectrogram" alt="{alt}" src="{data_uri(spectrogram_png(magnitude), "image/png")}">'
     return layers + ('' if mask is None else _layer(shade_png(mask), ''))
 
+def rows_of(
+    table, # DataFrame, or a list of its rows
+): # named tuples
+    "The rows of a table"
+    return table.itertuples(index=False) if hasattr(table, 'itertuples') else table
+
 def _boxes(regions, duration_s, top_hz, classes):
     "Outlines of regions above the picture, as HTML; of several `classes`, by their labels, those of the class that is shown"
     of = {name: f' data-class="{i}"' for i, name in enumerate(classes)}
     boxes = [f'<div{of.get(r.label, "") if of else ""} style="left:{r.start_s / duration_s:.3%};width:{(r.end_s - r.start_s) / duration_s:.3%};'
-             f'bottom:{r.low_hz / top_hz:.3%};height:{(r.high_hz - r.low_hz) / top_hz:.3%}"></div>' for r in regions.itertuples()]
+             f'bottom:{r.low_hz / top_hz:.3%};height:{(r.high_hz - r.low_hz) / top_hz:.3%}"></div>' for r in rows_of(regions)]
     return f'<div class="lmac-boxes" aria-hidden="true">{"".join(boxes)}</div>'
 
 def _audio_element(name, played, rate, gain, encode, whole=None, of='', whose=''):
@@ -204,7 +210,7 @@ def figure_html(
     speed:float=None, # factor at which they are played at first: 0.1 is ten times slower; None: `listening_speed` of the first
     speeds:tuple=SPEEDS, # that a listener can choose; (): none
     classes:dict=None, # to switch between: name → `(sounds, mask, says)` of each class, whose sounds come after those that all share
-    regions=None, # DataFrame with `start_s`, `end_s`, `low_hz`, `high_hz`, a row for each box over the picture, and with `classes` the `label` of its class; None: there are none to show
+    regions=None, # DataFrame, or named tuples, with `start_s`, `end_s`, `low_hz`, `high_hz`, a row for each box over the picture, and with `classes` the `label` of its class; None: there are none to show
 ) -> str: # a `<figure>`; raises `ValueError` for sounds of different lengths, or a speed that is none
     "The player's markup, without script and style"
     classes, rows = classes or {}, [(name, x, '', '') for name, x in sounds.items()]

@@ -111,7 +111,7 @@ def result_row(
     "An explanation as a row of the table: its numbers, and its sounds as FLAC, or as wav at rates that FLAC does not hold"
     rate, about, frames = explanation.sample_rate, explanation.summary() | dict(source=known.get('source')), slice(explanation.n_frames)
     numbers = {k: v for k, v in about.items() if k in _TEXTS + _NUMBERS + ('class_index', 'sample_rate', 'silent') and v is not None}
-    regions = region_files(explanation.regions(), known.get('recording') or '')['regions.csv'].decode()
+    regions = region_files(explanation.find_regions(), known.get('recording') or '')['regions.csv'].decode()
     sounds = [encode_audio(x, rate, lossless_suffix(rate)) for x in (explanation.audio, explanation.residual)]
     picture = thumbnail_png(explanation.magnitude[:, frames], explanation.mask[:, frames])
     return numbers | known | dict(error='', explanation=sounds[0], residual=sounds[1], thumbnail=picture, explanation_json=json.dumps(about), regions=regions)

@@ -7,11 +7,14 @@ __all__ = ['OWN_OPTIONS', 'result_folders', 'find_recordings', 'true_labels', 's
            'is_long', 'explain_file', 'said_of', 'FolderRun', 'write_table', 'explain_folder']
 
 # %% ../../nbs/scale/folder.ipynb #5d52238f
-import itertools, json, sys, warnings
-from collections import Counter
+import csv, itertools, json, sys, warnings
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 
+import torch
 from fastcore.basics import patch, store_attr
 
 from .. import __version__
@@ -158,8 +161,10 @@ def said_of(
     return f"{printable(path)}: {explanation.sentence()}{played}"
 
 # %% ../../nbs/scale/folder.ipynb #98631bb3
+_MOST_WORKERS = 8 # threads; each holds a chunk of recordings
+
 class FolderRun:
-    "Explains the recordings of a folder, chunk by chunk, in three steps that run side by side"
+    "Explains the recordings of a folder, chunk by chunk, in three steps; on each core another chunk"
     def __init__(self,
         explainer, # an `LMAC`
         files:list, # paths of recordings
@@ -170,7 +175,8 @@ class FolderRun:
         by:str='', # of `settings_key`
     ):
         store_attr()
-        self.size = min(16, max(1, len(files) // 8))  # of a chunk
+        self.size = min(8, max(1, len(files) // 8))  # of a chunk
+        self.device = Lock() if explainer.device.type != 'cpu' else nullcontext()  # an accelerator explains one chunk at a time, while others are read and written
         self.chunks = [range(i, min(i + self.size, len(files))) for i in range(0, len(files), self.size)]
         self.rows, self.saying = {}, {} # by number of the recording: rows of the table, and what is printed
 
@@ -214,8 +220,9 @@ def explain(self:FolderRun, read): # for each recording to be written: its note,
     together, settings = {i: x for i, (_, _, x, _) in read.items() if x is not None}, {k: v for k, v in self.options.items() if k not in OWN_OPTIONS and k not in ('time_expansion', 'channel')}
     found = dict.fromkeys(read)
     def some(those):
-        made = self.explainer.explain_waveforms([together[i] for i in those], [printable(self.files[i]) for i in those], batch_size=self.size, **settings)
-        return {i: ex.complete() for i, ex in zip(those, made)}
+        with self.device:
+            made = self.explainer.explain_waveforms([together[i] for i in those], [printable(self.files[i]) for i in those], batch_size=self.size, **settings)
+            return {i: ex.complete() for i, ex in zip(those, made)}
     try: found |= some(list(together))
     except ValueError:  # of one of them: who is it?
         for i in together:
@@ -226,7 +233,7 @@ def explain(self:FolderRun, read): # for each recording to be written: its note,
     return {i: (note, found[i]) for i, (note, new, _, _) in read.items() if new and i not in self.rows}
 
 @patch
-def write(self:FolderRun, i, note, explanation): # in a thread of its own
+def write(self:FolderRun, i, note, explanation):
     "Third step: what is written of one"
     out, options = self.where[i], OWN_OPTIONS | self.options
     try:
@@ -241,41 +248,52 @@ def write(self:FolderRun, i, note, explanation): # in a thread of its own
 
 # %% ../../nbs/scale/folder.ipynb #14628f76
 @patch
+def work(self:FolderRun, chunk): # notes of those that go through alone
+    "All three steps with some recordings, in a thread of its own"
+    ready = self.explain(self.read(chunk))
+    for i, (note, explanation) in ready.items():
+        if explanation is not None: self.write(i, note, explanation)
+    return {i: note for i, (note, explanation) in ready.items() if explanation is None}
+
+@patch
+def finish(self:FolderRun, chunk, task, progress):
+    "Wait for some recordings, explain those that go through alone on all cores, and say what was found"
+    for i, note in task.result().items(): self.write(i, note, None)
+    for i in chunk:
+        if i in self.saying: print(self.saying[i] if self.saying[i] else f"lmac-explain: {self.rows[i][0]['error']}", file=sys.stdout if self.saying[i] else sys.stderr)
+    progress.update(max(0, chunk[-1] + 1 - progress.n))
+
+@patch
 def run(self:FolderRun,
     progress, # a progress bar
 ):
-    "All three steps; what was said of each recording is printed in the folder's order"
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(2) as writer:
-        def ahead(chunks): # each chunk, and what is being read of it while the one before it is explained
-            for _, chunk in chunks: yield chunk, reader.submit(self.read, chunk)
-        def finish(chunk, writing):
-            for task in writing: task.result()
-            for i in chunk:
-                if i in self.saying: print(self.saying[i] if self.saying[i] else f"lmac-explain: {self.rows[i][0]['error']}", file=sys.stdout if self.saying[i] else sys.stderr)
-            progress.update(max(0, chunk[-1] + 1 - progress.n))
-        reading, before = ahead(dynamic_split(self.chunks)), None
-        current = next(reading, None)
-        while current:
-            (chunk, task), current = current, next(reading, None)
-            ready = self.explain(task.result())
-            if before: finish(*before)
-            alone = [i for i, (_, explanation) in ready.items() if explanation is None]
-            before = chunk, [writer.submit(self.write, i, *ready[i]) for i in ready if i not in alone]
-            for i in alone: self.write(i, *ready[i])  # a long one is not explained beside others
-        if before: finish(*before)
+    "Explain all; what is said of each recording is printed in the folder's order"
+    cores, waiting = torch.get_num_threads(), deque()
+    workers = min(_MOST_WORKERS, cores)
+    self.explainer.fast_classifier  # folded once
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(cores // workers,)) as pool:
+        try:
+            for _, chunk in dynamic_split(self.chunks):
+                waiting.append((chunk, pool.submit(self.work, chunk)))
+                if len(waiting) > workers: self.finish(*waiting.popleft(), progress)
+            while waiting: self.finish(*waiting.popleft(), progress)
+        finally:
+            for _, task in waiting: task.cancel()
+            torch.set_num_threads(cores)  # as threads begin that are made from now on
 
 # %% ../../nbs/scale/folder.ipynb #ebb045ac
 def _write_regions(files, where, rows, out, time_expansion):
     "The regions of a folder's explanations in one table and one time; each file begins where the one before it ends"
-    from pandas import concat  # here, for a fast start
-    begin_s, tables = 0., []
+    from pandas import DataFrame  # here, for a fast start
+    begin_s, names, found = 0., None, []
     for path, folder, row in zip(files, where, {row['recording']: row for row in rows}.values()):  # of several classes there are more rows
         if row['error']: continue
-        tables.append(read_table(folder / 'regions.csv').assign(recording=row['recording'], begin_s=begin_s))
+        with open(folder / 'regions.csv', encoding='utf-8', newline='') as file: names, *those = csv.reader(file)  # pandas would take as long for each as for all
+        found += [(row['recording'], begin_s, *map(float, numbers), label) for *numbers, label in those]
         begin_s += length_s(path, time_expansion)
-    if not tables: return
-    t = concat([t for t in tables if len(t)] or tables, ignore_index=True)
-    table = t[['recording', *(name for name in t if name not in ('recording', 'begin_s'))]]
+    if not names: return
+    t = DataFrame(found, columns=['recording', 'begin_s', *names])
+    table = t.drop(columns='begin_s')
     write_files(out, region_files(table, [Path(name).name for name in t.recording], t.begin_s))
 
 def write_table(

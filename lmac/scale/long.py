@@ -17,11 +17,9 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import soundfile as sf
 import torch
 from fastcore.basics import patch, store_attr
-from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.nn import functional as F
 from torchaudio.transforms import Resample
@@ -362,6 +360,7 @@ def native_stft(
     native_rate:int, # of the recording, in Hz
 ) -> STFT: # windows and steps as long in seconds, to the sample, and never less overlap
     "The same STFT at another sample rate"
+    from scipy.fft import next_fast_len  # here, for a fast start
     if rate == native_rate: return stft
     ratio = Fraction(native_rate, rate)
     win_length, n_fft = 2 * round(stft.win_length * ratio / 2), math.ceil(stft.n_fft * ratio)
@@ -532,7 +531,7 @@ def _find_regions(self:ExplanationStream, frames, mask, n_frames=None):
 # %% ../../nbs/scale/long.ipynb #08long072
 _SILENT_DB = -119. # levels below are digital silence
 
-def _timeline(rows:list, explainer:LMAC, duration_s:float) -> pd.DataFrame:
+def _timeline(rows:list, explainer:LMAC, duration_s:float): # DataFrame
     "The rows of a `MaskStream` as a table, a row for each window: what was predicted when, and on what it rests"
     hop_s, labels = explainer.stft.hop_length / explainer.sample_rate, explainer.labels
     p = np.stack([row['probabilities'] for row in rows])
@@ -543,7 +542,8 @@ def _timeline(rows:list, explainer:LMAC, duration_s:float) -> pd.DataFrame:
                  label=np.take(labels, target), probability=p[np.arange(len(p)), target])
     scored = {f'probability_masked_{part}': [row.get(f'masked_{part}', math.nan) for row in rows] for part in ('in', 'out')}
     more = dict(kept=[row['kept'] for row in rows], level_db=[row['level_db'] for row in rows])
-    return pd.DataFrame(known | scored | more | {f'p_{name}': p[:, i] for i, name in enumerate(labels)})
+    from pandas import DataFrame  # here, for a fast start
+    return DataFrame(known | scored | more | {f'p_{name}': p[:, i] for i, name in enumerate(labels)})
 
 # %% ../../nbs/scale/long.ipynb #08long073
 def _played_name(name, suffix, speed):
@@ -554,7 +554,7 @@ def _played_name(name, suffix, speed):
 class LongExplanation:
     "What a classifier predicted over the course of a recording, and where the sound is that this rests on"
     folder: Path # with explanation and residual, timeline.csv, timeline.png, report.html and explanation.json
-    timeline: pd.DataFrame # a row for each window: times, predicted and explained class, probabilities, kept share, level
+    timeline: 'DataFrame' # a row for each window: times, predicted and explained class, probabilities, kept share, level
     labels: list # class names
     source: str # file that was explained, or None
     target: str # class that was explained throughout; None: the predicted class of each window
@@ -569,7 +569,7 @@ class LongExplanation:
     suffix: str = '.wav' # of both sounds
     playing_speed: float = 1. # factor at which they are to be heard: 0.1 is ten times slower
     time_expansion: float = None # how many times slower than life the file is, as it was said; None: see `load_audio`
-    boxes: pd.DataFrame = None # a row for each region; None: saved before there were any, see `regions`
+    boxes: 'DataFrame' = None # a row for each region; None: saved before there were any, see `regions`
     channel: int = None # that was explained, counted from 0; None: the mean of all
     png = Explanation.png # the picture as a file's bytes
 
@@ -588,7 +588,7 @@ class LongExplanation:
 
 # %% ../../nbs/scale/long.ipynb #08long075
 @patch
-def segments(self:LongExplanation) -> pd.DataFrame: # start_s, end_s, label (None where it is silent), predicted_label, probability (mean), windows
+def segments(self:LongExplanation): # DataFrame: start_s, end_s, label (None where it is silent), predicted_label, probability (mean), windows
     "Stretches of one class"
     loud, names = self.timeline.level_db > _SILENT_DB, ['label', 'predicted_label']
     t = self.timeline.assign(from_s=self.border_s[:-1], to_s=self.border_s[1:], **{n: self.timeline[n].where(loud, None) for n in names})
@@ -609,7 +609,7 @@ def summary(self:LongExplanation) -> dict: # plain values
 
 # %% ../../nbs/scale/long.ipynb #25a8607e
 @patch
-def regions(self:LongExplanation) -> pd.DataFrame: # start_s, end_s, low_hz, high_hz, share (of the energy that the mask lets through), label; by time
+def regions(self:LongExplanation): # DataFrame: start_s, end_s, low_hz, high_hz, share (of the energy that the mask lets through), label; by time
     "Where it is, as `Explanation.regions`, with the settings that `explain_stream` was given; raises `ValueError` if none were saved"
     if self.boxes is None: raise ValueError(f"No regions.csv in {self.folder}, which an earlier version wrote. Explain the recording again.")
     return self.boxes
@@ -738,6 +738,7 @@ def excerpt(self:LongExplanation,
     if self.source and Path(self.source).is_file():
         sounds = {'Input': load_audio(self.source, self.sample_rate, mono=True, start_s=start_s, duration_s=duration_s, time_expansion=self.time_expansion, channel=self.channel)[0]} | sounds
     n = min(x.shape[-1] for x in sounds.values())
+    from scipy.fft import next_fast_len  # here, for a fast start
     stft = STFT(2 * next_fast_len(round(.032 * self.sample_rate), real=True), round(.016 * self.sample_rate))
     magnitude = stft(next(iter(sounds.values()))[0, :n])[0]
     row = self.timeline.iloc[np.abs(self.middle_s - start_s - duration_s / 2).argmin()]
