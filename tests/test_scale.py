@@ -332,9 +332,9 @@ def explain(*args):
     return old(*args)
 lmac.scale.folder.FolderRun.explain = explain'''
     assert explain(before=stop)[0].status == 130  # interrupted at the third
-    assert len(before := explanations(sounds/'out')) == 2 and not (sounds/'out/explanations.csv').exists()
+    assert len(before := explanations(sounds/'out')) in (2, 3) and not (sounds/'out/explanations.csv').exists()  # with two cores, another was being explained
     again = explain(n=2)
-    assert [r.ok().out.count('The classifier says') for r in again][0] <= 4 and '2 of 6 had been explained before' in again[0].out
+    assert [r.ok().out.count('The classifier says') for r in again][0] <= 6 - len(before) and f'{len(before)} of 6 had been explained before' in again[0].out
     after = explanations(sounds/'out')  # in a folder of the recordings, and taken for none of them
     assert len(after) == 6 and before.items() <= after.items()
     table = pd.read_csv(sounds/'out/explanations.csv')

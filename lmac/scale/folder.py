@@ -179,6 +179,7 @@ class FolderRun:
         self.device = Lock() if explainer.device.type != 'cpu' else nullcontext()  # an accelerator explains one chunk at a time, while others are read and written
         self.chunks = [range(i, min(i + self.size, len(files))) for i in range(0, len(files), self.size)]
         self.rows, self.saying = {}, {} # by number of the recording: rows of the table, and what is printed
+        self.stopped = False # whether no chunk is begun any more
 
     def fail(self, i, error):
         "Note that a recording could not be explained"
@@ -250,9 +251,14 @@ def write(self:FolderRun, i, note, explanation):
 @patch
 def work(self:FolderRun, chunk): # notes of those that go through alone
     "All three steps with some recordings, in a thread of its own"
-    ready = self.explain(self.read(chunk))
-    for i, (note, explanation) in ready.items():
-        if explanation is not None: self.write(i, note, explanation)
+    if self.stopped: return {}
+    try:
+        ready = self.explain(self.read(chunk))
+        for i, (note, explanation) in ready.items():
+            if explanation is not None: self.write(i, note, explanation)
+    except BaseException:
+        self.stopped = True
+        raise
     return {i: note for i, (note, explanation) in ready.items() if explanation is None}
 
 @patch
@@ -278,7 +284,7 @@ def run(self:FolderRun,
                 if len(waiting) > workers: self.finish(*waiting.popleft(), progress)
             while waiting: self.finish(*waiting.popleft(), progress)
         finally:
-            for _, task in waiting: task.cancel()
+            self.stopped = True  # what waits after an interruption does not begin
             torch.set_num_threads(cores)  # as threads begin that are made from now on
 
 # %% ../../nbs/scale/folder.ipynb #ebb045ac

@@ -1,0 +1,49 @@
+"""Both bundled models trained anew in less time: `python benchmarks/training.py --out nbs/results/training.json`, twenty minutes on two cores that do nothing else.
+
+`lmac-train` with the configurations `esc10-classifier-short` and `esc10-short`, whose first epochs hear half of each clip, in processes of their own, their start included; then `lmac-evaluate` on the folds that
+are asked for, and every requirement of the results pages beside what was reached. With `--config_suffix ''` it is the configurations of the bundled models.
+"""
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fastcore.script import call_parse
+
+from lmac.audio import write_atomically
+from lmac.evidence.evaluation import check_requirements, figures
+from lmac.evidence.record import run_metadata
+
+
+def run(command, *args):
+    "Seconds of a command of lmac; raises `RuntimeError` if it fails"
+    print('lmac-' + command, *args, flush=True)
+    began = time.perf_counter()
+    done = subprocess.run([Path(sys.executable).with_name('lmac-' + command), *map(str, args)])
+    if done.returncode: raise RuntimeError(f"lmac-{command} ended with {done.returncode}")
+    return time.perf_counter() - began
+
+
+@call_parse
+def main(
+    out:Path=Path('training.json'), # file to write
+    runs:Path=Path('runs/training'), # new folder for the models
+    config_suffix:str='-short', # of the names of the configurations
+    mixed_precision:str='bf16', # no, bf16 or fp16
+    folds:str='4', # to evaluate on, with commas between them: choose on 4, look at 5 once
+    seed:int=0, # of both trainings
+):
+    "Train both models, and write what it took and what it reached"
+    if runs.exists(): raise SystemExit(f"{runs} exists, and an interrupted training would go on there: its time is none. Name another with --runs.")
+    settings = ['--mixed_precision', mixed_precision, '--seed', seed]
+    seconds = dict(classifier=run('train', 'classifier', '--config', f'esc10-classifier{config_suffix}', '--out', runs / 'classifier', *settings),
+                   explainer=run('train', 'explainer', '--config', f'esc10{config_suffix}', '--classifier', runs / 'classifier', '--out', runs / 'explainer', *settings))
+    found = dict(provenance=run_metadata(), cores=os.cpu_count(), mixed_precision=mixed_precision, seed=seed, seconds=seconds, minutes=sum(seconds.values()) / 60, folds={})
+    for fold in folds.split(','):
+        run('evaluate', runs / 'explainer', '--folds', fold, '--out', runs / f'fold{fold}.json')
+        result = json.loads((runs / f'fold{fold}.json').read_text())
+        found['folds'][fold] = dict(accuracy=result['accuracy'], requirements=check_requirements(figures(result)).to_dict('records'))
+    write_atomically(out, json.dumps(found, indent=1, default=str).encode())
+    print(json.dumps({k: v for k, v in found.items() if k != 'provenance'}, indent=1, default=str))
