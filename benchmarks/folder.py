@@ -93,16 +93,17 @@ def main(
         (where / 'clips').mkdir()
         found['data'] = recordings(where / 'clips', n)
         files = audio_files(where / 'clips')
-        found['stages_ms'] = stages(files[:64])
         seconds = sum(sf.info(p).duration for p in files)
         found['clip'] = quickest(run(files[:1], where / f'one{i}') for i in range(4))
         for name, no_report in (('no_report', True), ('reports', False)):
             found[name] = quickest(run([where / 'clips'], where / f'{name}{i}', no_report) for i in range(runs))
             found[name] |= dict(clips=len(files), sound_s=seconds, times_real_time=seconds / found[name]['seconds'], megabytes_written=sum(p.stat().st_size for p in (where / f'{name}0').rglob('*') if p.is_file()) / 1e6)
         rate = sf.info(files[0]).samplerate
-        if not hours: return _write(found, out)
+        def last(): found['stages_ms'] = stages(files[:64])  # afterwards: a process inherits the most memory that the one before it had
+        if not hours: return last(), _write(found, out)
         with sf.SoundFile(where / 'long.wav', 'w', rate, 1) as file:
             for i in range(int(hours * 3600 / 5)): file.write(np.atleast_2d(sf.read(files[i % len(files)], always_2d=True)[0].mean(1)).T)
         found['long'] = quickest(run([where / 'long.wav'], where / f'hour{i}') for i in range(runs))
+        last()
         found['long'] |= dict(sound_s=(length := sf.info(where / 'long.wav').duration), times_real_time=length / found['long']['seconds'])
     _write(found, out)

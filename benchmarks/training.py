@@ -29,17 +29,21 @@ def run(command, *args):
 @call_parse
 def main(
     out:Path=Path('training.json'), # file to write
-    runs:Path=Path('runs/training'), # new folder for the models
+    runs:Path=Path('runs/training'), # folder for the models; one that is complete there is kept, with the time it took
     config_suffix:str='-short', # of the names of the configurations
     mixed_precision:str='bf16', # no, bf16 or fp16
     folds:str='4', # to evaluate on, with commas between them: choose on 4, look at 5 once
     seed:int=0, # of both trainings
 ):
     "Train both models, and write what it took and what it reached"
-    if runs.exists(): raise SystemExit(f"{runs} exists, and an interrupted training would go on there: its time is none. Name another with --runs.")
-    settings = ['--mixed_precision', mixed_precision, '--seed', seed]
-    seconds = dict(classifier=run('train', 'classifier', '--config', f'esc10-classifier{config_suffix}', '--out', runs / 'classifier', *settings),
-                   explainer=run('train', 'explainer', '--config', f'esc10{config_suffix}', '--classifier', runs / 'classifier', '--out', runs / 'explainer', *settings))
+    def train(stage, config, *args):
+        done = runs / f'{stage}.json'
+        if not done.is_file():
+            if (runs / stage).exists(): raise SystemExit(f"{runs / stage} was interrupted, and would go on there: its time would be none. Remove it, or name another folder with --runs.")
+            seconds = run('train', stage, '--config', config + config_suffix, '--out', runs / stage, '--mixed_precision', mixed_precision, '--seed', seed, *args)
+            done.write_text(json.dumps(dict(config=config + config_suffix, seconds=seconds)))
+        return json.loads(done.read_text())['seconds']
+    seconds = dict(classifier=train('classifier', 'esc10-classifier'), explainer=train('explainer', 'esc10', '--classifier', runs / 'classifier'))
     found = dict(provenance=run_metadata(), cores=os.cpu_count(), mixed_precision=mixed_precision, seed=seed, seconds=seconds, minutes=sum(seconds.values()) / 60, folds={})
     for fold in folds.split(','):
         run('evaluate', runs / 'explainer', '--folds', fold, '--out', runs / f'fold{fold}.json')
