@@ -74,11 +74,6 @@ def stages(files, batch_size=8):
     return found
 
 
-def _write(found, out):
-    write_atomically(out, json.dumps(found, indent=1).encode())
-    print(json.dumps({k: v for k, v in found.items() if k != 'provenance'}, indent=1))
-
-
 @call_parse
 def main(
     out:str='folder.json', # file to write
@@ -98,12 +93,11 @@ def main(
         for name, no_report in (('no_report', True), ('reports', False)):
             found[name] = quickest(run([where / 'clips'], where / f'{name}{i}', no_report) for i in range(runs))
             found[name] |= dict(clips=len(files), sound_s=seconds, times_real_time=seconds / found[name]['seconds'], megabytes_written=sum(p.stat().st_size for p in (where / f'{name}0').rglob('*') if p.is_file()) / 1e6)
-        rate = sf.info(files[0]).samplerate
-        def last(): found['stages_ms'] = stages(files[:64])  # afterwards: a process inherits the most memory that the one before it had
-        if not hours: return last(), _write(found, out)
-        with sf.SoundFile(where / 'long.wav', 'w', rate, 1) as file:
-            for i in range(int(hours * 3600 / 5)): file.write(np.atleast_2d(sf.read(files[i % len(files)], always_2d=True)[0].mean(1)).T)
-        found['long'] = quickest(run([where / 'long.wav'], where / f'hour{i}') for i in range(runs))
-        last()
-        found['long'] |= dict(sound_s=(length := sf.info(where / 'long.wav').duration), times_real_time=length / found['long']['seconds'])
-    _write(found, out)
+        if hours:
+            with sf.SoundFile(where / 'long.wav', 'w', sf.info(files[0]).samplerate, 1) as file:
+                for i in range(int(hours * 3600 / 5)): file.write(np.atleast_2d(sf.read(files[i % len(files)], always_2d=True)[0].mean(1)).T)
+            found['long'] = quickest(run([where / 'long.wav'], where / f'hour{i}') for i in range(runs))
+            found['long'] |= dict(sound_s=(length := sf.info(where / 'long.wav').duration), times_real_time=length / found['long']['seconds'])
+        found['stages_ms'] = stages(files[:64])  # last: a process inherits the most memory that the one before it had
+    write_atomically(out, json.dumps(found, indent=1).encode())
+    print(json.dumps({k: v for k, v in found.items() if k != 'provenance'}, indent=1))

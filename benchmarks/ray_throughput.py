@@ -62,7 +62,7 @@ def up_and_running(out):
     files = sorted(out.glob("*.parquet"), key=lambda p: p.stat().st_mtime_ns)
     times = [p.stat().st_mtime_ns / 1e9 for p in files]
     counts = [len(pd.read_parquet(p, columns=["source"])) for p in files]
-    first = len(files) // 3
+    first = max(1, len(files) // 3)
     return sum(counts[first:]) / (times[-1] - times[first - 1])
 
 

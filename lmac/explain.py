@@ -27,7 +27,7 @@ from .explanation import VERDICTS, Explanation, Explanations, judge
 from .masking import ExtendedMaskingLoss, MaskingLoss, apply_mask, binarize, loudest_bins
 from .player import lossless_suffix
 from .pretrained import DEFAULT_EXPLAINER, SAMPLE, as_markdown, load_explainer, model_card, save_explainer
-from .spectrogram import STFT, default_stft, magnitude_of
+from .spectrogram import STFT, default_stft, magnitude_of, scale_spectrum
 from .training import Constraints, ExplainerTask, LoudestTask, fit_task
 
 # %% ../nbs/11_explain.ipynb #11explainx006
@@ -366,9 +366,7 @@ class MaskedClips:
     @torch.inference_mode()
     def raw_sounds(self): # of both parts, with the phase of the input `(2, batch, time)`
         stft, gain = self.explainer.stft, self.parts / self.magnitude.clamp_min(1e-20)
-        spectra = torch.empty(gain.mT.shape, dtype=self.spectrum.dtype, device=gain.device).mT
-        for part, whole in ((spectra.real, self.spectrum.real), (spectra.imag, self.spectrum.imag)): torch.mul(whole, gain, out=part)  # a third of the time of complex numbers times real ones
-        return stft.synthesise(spectra, (gain.shape[-1] - 1) * stft.hop_length)[..., :self.n_samples]
+        return stft.synthesise(scale_spectrum(self.spectrum, gain), (gain.shape[-1] - 1) * stft.hop_length)[..., :self.n_samples]
 
 # %% ../nbs/11_explain.ipynb #482368e5
 @patch

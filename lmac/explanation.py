@@ -495,7 +495,7 @@ def region_files(
     "Regions as a table, as a label track for Audacity, and as a selection table for Raven"
     rows, csv_file = list(rows_of(regions)), io.StringIO()
     names = list(regions) if hasattr(regions, 'columns') else Region._fields
-    recordings, begins = ([x] * len(rows) if isinstance(x, (str, float)) else x for x in (recording, begin_s))
+    recordings, begins = ([x] * len(rows) if np.isscalar(x) else x for x in (recording, begin_s))
     csv.writer(csv_file, lineterminator='\n').writerows([names, *([f'{x:.6f}' if isinstance(x, float) else x for x in r] for r in rows)])
     track = selections = ''
     for i, (r, name, begin) in enumerate(zip(rows, recordings, begins), 1):
