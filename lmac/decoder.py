@@ -123,10 +123,16 @@ class MaskDecoder(nn.Module):
         self.register_buffer('to_bins', to_bins.to(self.sum.weight.device), persistent=False)
         self.to(memory_format=torch.channels_last)
 
-    @property
-    def config(self) -> dict: # keyword arguments that make this decoder again
-        "What `MaskDecoder(**config)` needs"
-        return {k: getattr(self, k) for k in ('tap_channels', 'band_hz', 'bin_hz', 'spread', 'guide', *DECODER_SETTINGS)}
+# %% ../nbs/06_decoder.ipynb #1545c572
+@patch(as_prop=True)
+def config(self:MaskDecoder) -> dict: # keyword arguments that make this decoder again
+    "What `MaskDecoder(**config)` needs"
+    return {k: getattr(self, k) for k in ('tap_channels', 'band_hz', 'bin_hz', 'spread', 'guide', *DECODER_SETTINGS)}
+
+@patch(as_prop=True)
+def saved(self:MaskDecoder) -> dict: # what `sizes_for` needs beside the classifier
+    "What of it is written into an explainer's folder"
+    return {k: getattr(self, k) for k in ('guide', *DECODER_SETTINGS)}
 
 # %% ../nbs/06_decoder.ipynb #04decoder029
 def _upsample(x, size): # bilinear, `(batch, channel, freq, frame)` to `size`, `(freq, frame)`

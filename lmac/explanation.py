@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import __version__
 from .audio import AUDIO_FORMATS, at_speed, encode_audio, fit_peak, listening_speed, playable_rate, speed_words
-from .masking import FLOOR_DB, apply_mask, binarize
+from .masking import FLOOR_DB, WAVEFORM, apply_mask, binarize
 from .player import figure_html, layer_html, lossless_suffix, mask_png, panels_html, player_script, rows_of, shade_png, spectrogram_png, static, thumbnail_png, tint_png
 from .pretrained import write_files
 from .spectrogram import HUES, show_mask, show_masks, show_spectrogram
@@ -50,7 +50,7 @@ class Explanation(Shown):
     class_index: int # its index
     probabilities: Tensor # of all classes, on the whole clip `(class,)`
     labels: list # class names
-    mask: Tensor # `(freq, frame)` in [0, 1]
+    mask: Tensor # `(freq, frame)` in [0, 1]; of an explanation that was made as a waveform (domain 'waveform') the ratio of its spectrogram to the input's
     magnitude: Tensor # of the input `(freq, frame)`
     waveform: Tensor # the input as the classifier got it `(1, time)`
     audio: Tensor = Later() # what the mask keeps `(1, time)`
@@ -358,7 +358,7 @@ def _hatch(explanation, axes):
 
 def _titles(explanation):
     "What stands above input, mask and masked-in part"
-    kind = 'soft mask' if explanation.threshold is None else f'binary mask, rounded at {explanation.threshold:g}'
+    kind = f'binary mask, rounded at {explanation.threshold:g}' if explanation.threshold is not None else "ratio of the explanation's spectrogram to the input's" if explanation.domain == WAVEFORM else 'soft mask'
     return (f"The input: {explanation.label}, {explanation.probability:.0%}", f"The {kind}: {explanation.kept:.0%} is kept",
             f"The explanation: {explanation.label}, {explanation.probability_heard:.0%} as heard")
 

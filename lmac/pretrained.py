@@ -292,11 +292,11 @@ def save_explainer(
 ) -> Path: # the folder
     "Write config.json and the weights; raises `OSError`, or `ValueError` if the file referred to is another's"
     weights = module_bytes(decoder)
-    parts = {k: decoder.config[k] for k in ('guide', *DECODER_SETTINGS)} | dict(file='decoder.safetensors', sha256=sha256_of(weights))
+    parts, kind = decoder.saved | dict(file='decoder.safetensors', sha256=sha256_of(weights)), getattr(decoder, 'kind', None)
     if classifier_file:
         own = module_bytes(classifier.model)
         check_sha256(read_file(weights_file(folder, classifier_file, shared=True), len(own) + HEADER), sha256_of(own), classifier_file)
-    files = explainer_files(classifier, stft, provenance, classifier_file, include_classifier, domain=domain, decoder=parts)
+    files = explainer_files(classifier, stft, provenance, classifier_file, include_classifier, domain=domain, decoder=parts, **dict(kind=kind) if kind else {})
     return write_files(folder, files | {'decoder.safetensors': weights})
 
 # %% ../nbs/09_pretrained.ipynb #09pretrainedx017

@@ -113,16 +113,19 @@ class Learner:
         accumulate:int=1, # batches per optimiser step
         short_epochs:int=0, # so many epochs at the beginning see an excerpt of each clip only
         short_share:float=.5, # of the clip, that they see
+        validate_every:int=1, # epochs from one validation to the next; the last epoch always has one
         compile:bool=False, # compile the trained module, see `torch.compile`; raises `ValueError` without a C++ compiler
         config:dict=None, # a checkpoint is resumed only with an equal one; by default the arguments above
     ):
         store_attr(but='callbacks')
         if epochs < 1: raise ValueError(f"epochs must be at least 1. Found: {epochs}.")
+        if validate_every < 1: raise ValueError(f"validate_every must be at least 1: epochs from one validation to the next. Found: {validate_every}.")
         if accumulate < 1: raise ValueError(f"accumulate must be at least 1: batches per step. Found: {accumulate}.")
         if len(train_loader) == 0: raise ValueError("The training loader gives no batch: fewer clips than one batch?")
         if not 0 <= short_epochs <= epochs or not 0 < short_share <= 1: raise ValueError(f"Of {epochs} epochs so many can be short, of a share of the clip up to 1. Found: short_epochs={short_epochs}, short_share={short_share}.")
         self.config = config or dict(epochs=epochs, lr=lr, weight_decay=weight_decay, warmup=warmup, seed=seed, mixed_precision=mixed_precision,
-                                     accumulate=accumulate, **dict(short_epochs=short_epochs, short_share=short_share) if short_epochs else {})
+                                     accumulate=accumulate, **dict(short_epochs=short_epochs, short_share=short_share) if short_epochs else {},
+                                     **dict(validate_every=validate_every) if validate_every > 1 else {})
         self.callbacks, self.history, self.epoch = sorted(callbacks, key=lambda c: c.order), [], 0
         self.folder = Path(folder) if folder else None
 
@@ -261,7 +264,7 @@ def fit(self:Learner): # a pandas `DataFrame`, one row per epoch
             self.call('before_epoch')
             start, lr = time.perf_counter(), self.optimizer.param_groups[0]['lr']
             row = dict(epoch=self.epoch + 1, lr=lr) | {f'train_{k}': v for k, v in self.one_epoch().items()}
-            row |= {f'valid_{k}': v for k, v in self.validate().items()}
+            if (self.epoch + 1) % self.validate_every == 0 or self.epoch + 1 == self.epochs: row |= {f'valid_{k}': v for k, v in self.validate().items()}
             self.history.append(row | dict(seconds=round(time.perf_counter() - start, 2)))
             self.call('after_epoch')
             self.epoch += 1
@@ -339,7 +342,7 @@ def plot_history(
     for ax in axes[len(names):]: ax.axis('off')
     for ax, name in zip(axes, names):
         for part in ('train', 'valid'):
-            if f'{part}_{name}' in history: ax.plot(history.epoch, history[f'{part}_{name}'], label=part)
+            if f'{part}_{name}' in history: history.dropna(subset=f'{part}_{name}').plot('epoch', f'{part}_{name}', ax=ax, label=part)
         ax.set(title=name.replace('_', ' '), xlabel='epoch'); ax.legend(fontsize=7)
     return figure
 
@@ -357,11 +360,11 @@ class Checkpoint(Callback):
     def after_epoch(self, learner):
         if not learner.folder: return
         values = [row.get(self.monitor) for row in learner.history]
-        if values[-1] is None:
+        if values[-1] is None and (learner.validate_every == 1 or learner.epoch + 1 == learner.epochs):
             raise ValueError(f"There is no {self.monitor!r} to choose the best epoch by. Found: {list(learner.history[-1])}.")
         if not learner.accelerator.is_main_process: return
         pick, worst = (min, float('inf')) if self.mode == 'min' else (max, float('-inf'))
-        values = [worst if v != v else v for v in values]  # nan is never best
+        values = [worst if v is None or v != v else v for v in values]  # an epoch without validation is never best, and neither is nan
         best = pick(values)
         weights = {k: v.contiguous() for k, v in learner.task.trained.state_dict().items()}
         if values.index(best) == len(values) - 1: write_atomically(learner.folder / 'best.safetensors', save(weights))

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ..audio import SOURCES, load_audio, make_scene, save_audio
 from ..data import ClipDataset, audio_files, data_root, match_length, mix_at_snr, read_table
 from .baselines import BASELINES, L2I, make_baseline
-from .evaluation import ROUTES, Requirement, FullInput, add_costs, check_dataset, clip_scores, describe_clips, score_mask, score_full_input
+from .evaluation import ROUTES, Requirement, FullInput, add_costs, check_dataset, clip_scores, describe_clips, score_full_input, score_mask, score_parts
 from ..explain import LMAC
 from ..pretrained import explainer_folder
 from ..masking import binarize
@@ -233,12 +233,12 @@ def take_batches(
 
 # %% ../../nbs/evidence/benchmark.ipynb #10benchmark043
 @torch.no_grad()
-def _score_masks(explainer, batch, mask, scores, shares):
-    "All scores of native masks and rankings `(batch, freq, frame)`: (mask, scored_on) → name → `(batch,)`"
+def _score_masks(explainer, batch, mask, scores, shares, parts=None):
+    "All scores of native masks, whose parts may be a method's own, and rankings `(batch, freq, frame)`: (mask, scored_on) → name → `(batch,)`"
     whole, order, found = batch.whole, rank_bins(scores), {}
     energy = whole.magnitude.square() / whole.magnitude.square().sum((1, 2), keepdim=True).clamp_min(1e-12)
     for name, m, routes in _masks_to_score(mask, order, whole.magnitude, shares):
-        probabilities, sounds = score_mask(explainer, whole, m, routes)
+        probabilities, sounds = score_mask(explainer, whole, m, routes) if name != 'soft' or parts is None else score_parts(explainer, whole, parts, routes)
         about = dict(kept=m.mean((1, 2)), energy_fraction=(m * energy).sum((1, 2)))
         if name in ('soft', 'binary'): about |= dict(SPS=sparseness(m), COMP=complexity(m))
         for route in routes: found[name, route] = about | clip_scores(whole.predicted, whole.probabilities[route], *probabilities[route])
@@ -267,9 +267,12 @@ def score_method(explainer, method, clips, batches, shares=Shares(), step=lambda
     seconds, found = 0., []
     for batch in batches:
         start = time.perf_counter()
-        mask, scores = attribution(method, batch.whole.magnitude, batch.whole.predicted, **batch.whole.extra)
+        if hasattr(method, 'split'):  # an explainer, whose parts may be waveforms
+            mask, parts = method.split(batch.whole.magnitude, batch.whole.phase, batch.whole.predicted)
+            scores = mask
+        else: (mask, scores), parts = attribution(method, batch.whole.magnitude, batch.whole.predicted, **batch.whole.extra), None
         seconds += time.perf_counter() - start
-        found.append(_score_masks(explainer, batch, mask, scores, shares))
+        found.append(_score_masks(explainer, batch, mask, scores, shares, parts))
         step()
     about = describe_clips(clips, torch.cat([batch.whole.predicted for batch in batches]).cpu())
     rows = {key: about.assign(**{k: torch.cat([f[key][k].cpu() for f in found]).numpy() for k in found[0][key]}) for key in found[0]}

@@ -27,6 +27,7 @@ from ..masking import ExtendedMaskingLoss, Guidance
 from ..metrics import average_drop, average_gain, average_increase, faithfulness
 from ..models.classifiers import ClassifierTask
 from ..models.sources import SourcesTask
+from ..models.time_domain import TimeDomainLMAC, TimeDomainTask, waveform_decoder
 from ..pretrained import as_markdown, load_classifier, read_file, save_classifier, weights_file
 from ..spectrogram import STFT, LogMel
 from ..training import Constraints, ExplainerTask, fit_task
@@ -198,7 +199,7 @@ def explainer_task(
     guidance = Guidance(**config['guidance'], domain=config['domain']) if 'guidance' in config else None
     loss = ExtendedMaskingLoss(**config['loss'], guidance=guidance)
     if 'sources' in config:
-        kind, options = kind or SourcesTask, config['sources'] | options
+        kind, options = kind or (TimeDomainTask if 'time_domain' in config else SourcesTask), config['sources'] | options
         if 'single' in options: options = options | dict(single=ExtendedMaskingLoss(**options['single']))
     return (kind or ExplainerTask)(classifier, decoder.requires_grad_(True), stft, loss, config['domain'], **config['augmentation'], **options)
 
@@ -212,6 +213,14 @@ def average_weights(
     "Move a module's weights and buffers towards others; whole numbers, such as counts of batches, stay"
     for name, x in module.state_dict().items():
         if x.is_floating_point(): x.lerp_(other[name].to(x), share)
+
+# %% ../../nbs/evidence/recipes.ipynb #ed46bbe5
+def _decoder_to_train(classifier, stft, parent, config):
+    "A new decoder, or the one of the explainer that is fine-tuned; with the part `time_domain` one that makes waveforms"
+    if 'time_domain' not in config: return MaskDecoder.for_classifier(classifier, stft, **config['decoder']) if 'decoder' in config else LMAC.from_pretrained(parent).decoder
+    if 'decoder' in config: return waveform_decoder(classifier, stft, **config['time_domain'])
+    explainer = LMAC.from_pretrained(parent)
+    return explainer.decoder if isinstance(explainer, TimeDomainLMAC) else TimeDomainLMAC.from_explainer(explainer, **config['time_domain']).decoder
 
 # %% ../../nbs/evidence/recipes.ipynb #0754d786
 def train_explainer(
@@ -230,8 +239,7 @@ def train_explainer(
     if dataset.labels != classifier.labels:
         raise ValueError(f"The data have the classes {dataset.labels}, the classifier {classifier.labels}: they must be the same.")
     set_seed(config['training']['seed'])
-    if 'decoder' in config: decoder = MaskDecoder.for_classifier(classifier, stft, **config['decoder'])
-    else: decoder = LMAC.from_pretrained(parent).decoder
+    decoder = _decoder_to_train(classifier, stft, parent, config)
     before = copy.deepcopy(decoder.state_dict()) if 'parent_share' in config else None
     task = explainer_task(classifier, decoder, stft, config, metrics=probabilities_metrics)
     callbacks = [Constraints(**config['constraints'])] if 'constraints' in config else []
@@ -242,9 +250,11 @@ def train_explainer(
         average_weights(decoder, before, config['parent_share'])
         made |= dict(validation={k: round(v, 4) for k, v in _test(task, dataset, config['data']['valid']).items()})
     test = _test(task, dataset, config['data'].get('test'))
-    LMAC(classifier, decoder, stft, config['domain'], made | dict(test=test)).save_pretrained(out, shared)
+    made |= dict(test=test)
+    explainer = TimeDomainLMAC(classifier, decoder, stft, made) if 'time_domain' in config else LMAC(classifier, decoder, stft, config['domain'], made)
+    explainer.save_pretrained(out, shared)
     home = (parent / parts['classifier']['file']).resolve().parent.name
-    for_what = ', fine-tuned for listening' if 'guidance' in config else ', trained to give each class its part of a mixture' if 'sources' in config else ''
+    for_what = ', whose explanations are made as waveforms' if 'time_domain' in config else ', fine-tuned for listening' if 'guidance' in config else ', trained to give each class its part of a mixture' if 'sources' in config else ''
     what = f"An explainer (L-MAC{for_what}) for the classifier in `{home}`."
     write_atomically(out / 'README.md', _training_card(out.name, what, made, test).encode())
     return test

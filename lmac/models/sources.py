@@ -102,16 +102,31 @@ def sample_mixtures(self:SourcesTask,
     wrong = (low * (self.classifier.probabilities(logits) + .02) + 1e-9).multinomial(1)[:, 0]   # mostly one that the mixture is mistaken for
     return magnitude, phase, logits, maps, apart, torch.where(absent, wrong, p_clean.argmax(1)), absent
 
+# %% ../../nbs/models/sources.ipynb #b8621dfc
+@patch
+def masked_in(self:SourcesTask,
+    magnitude:Tensor, phase:Tensor, # of the clips, each `(batch, freq, frame)`
+    maps:list, # of the classifier
+    target:Tensor, # classes `(batch,)`
+) -> tuple: # soft masks and complex spectrograms of what they keep, each `(batch, freq, frame)`
+    "What the decoder says speaks for the classes"
+    mask = self.trained(maps, magnitude.shape[-1], target).float()
+    return mask, torch.polar(apply_mask(magnitude, mask, self.domain), phase)
+
+@patch
+def classify_drawn(self:SourcesTask, magnitude, phase, mask, part, apart): # logits of both parts, each `(batch, class)`
+    "Put both parts through the classifier, as `classify_parts`; masks of some single clips, which are not `apart`, are rounded"
+    return self.classify_parts(magnitude, phase, torch.where(apart[:, None, None], mask, random_binarize(mask, self.p_binary)))
+
 @patch
 def source_db(self:SourcesTask,
-    magnitude:Tensor, phase:Tensor, # of the mixture, each `(batch, freq, frame)`
-    mask:Tensor, # soft, same shape
+    part:Tensor, # complex spectrogram of the masked-in part `(batch, freq, frame)`
+    magnitude:Tensor, # of the mixture, same shape
     clean:Tensor, # the target's clip `(batch, time)`
     absent:Tensor, # bool: where the target is in neither clip `(batch,)`
 ) -> Tensor: # `(batch,)` in dB
     "How far the masked-in part is from its source, see `residual_db`"
-    source = torch.polar(*self.stft(clean)).masked_fill(absent[:, None, None], 0.)
-    return residual_db(torch.polar(apply_mask(magnitude, mask, self.domain), phase), source, magnitude)
+    return residual_db(part, torch.polar(*self.stft(clean)).masked_fill(absent[:, None, None], 0.), magnitude)
 
 # %% ../../nbs/models/sources.ipynb #07sources013
 @patch
@@ -122,12 +137,11 @@ def forward(self:SourcesTask,
     "The masking loss and the distance from the source, on one batch of mixtures and single clips"
     clean, *drawn = self.augment(waveform)
     magnitude, phase, logits, maps, apart, target, absent = self.sample_mixtures(clean, *drawn)
-    mask = self.trained(maps, magnitude.shape[-1], target).float()
-    applied = torch.where(apart[:, None, None], mask, random_binarize(mask, self.p_binary))
-    logits_in, logits_out = self.classify_parts(magnitude, phase, applied)
+    mask, part = self.masked_in(magnitude, phase, maps, target)
+    logits_in, logits_out = self.classify_drawn(magnitude, phase, mask, part, apart)
     terms, single = (loss and self.masking_terms(target, logits_in, logits_out, logits, mask, loss, magnitude=magnitude, absent=absent if self.p_absent else None)
                      for loss in (self.loss, self.single))
-    source = self.source_db(magnitude, phase, mask, clean, absent)
+    source = self.source_db(part, magnitude, clean, absent)
     loss = terms['loss'] + self.weight_source * source
     if single: loss = torch.where(apart, loss, single['loss'])
     left_out = absent | apart if single else absent  # of what is constrained
@@ -141,14 +155,21 @@ def constrained_loss(self:SourcesTask): # that of single clips, if they have one
 
 # %% ../../nbs/models/sources.ipynb #07sources015
 @patch
+def source_in_mixtures(self:SourcesTask,
+    waveform:Tensor, # `(batch, time)`
+) -> Tensor: # `(batch,)` in dB
+    "The distance from the source of each clip's class in a mixture with the clip before, at 0 dB"
+    alone = self.classify_clips(waveform, waveform.roll(1, 0))
+    first, (differ, _) = alone[0].argmax(1), self.clips_differ(*alone)
+    mixed, _ = mix_pairs(waveform, waveform.roll(1, 0), torch.zeros(len(waveform), device=waveform.device), differ)
+    magnitude, phase = self.stft(mixed)
+    _, part = self.masked_in(magnitude, phase, self.read_taps(magnitude, phase)[1], first)
+    return self.source_db(part, magnitude, waveform, torch.zeros_like(first, dtype=torch.bool))
+
+@patch
 def validate(self:SourcesTask,
     waveform:Tensor, # `(batch, time)`
     target:Tensor=None, # not used
 ) -> dict: # per-clip numbers `(batch,)`, as of `ExplainerTask`, and `source` in dB
     "The metrics on single clips, and the distance from the source in mixtures"
-    alone = self.classify_clips(waveform, waveform.roll(1, 0))
-    first, (differ, _) = alone[0].argmax(1), self.clips_differ(*alone)
-    mixed, _ = mix_pairs(waveform, waveform.roll(1, 0), torch.zeros(len(waveform), device=waveform.device), differ)
-    magnitude, phase = self.stft(mixed)
-    mask = self.trained(self.read_taps(magnitude, phase)[1], magnitude.shape[-1], first).float()
-    return ExplainerTask.validate(self, waveform) | dict(source=self.source_db(magnitude, phase, mask, waveform, torch.zeros_like(first, dtype=torch.bool)))
+    return ExplainerTask.validate(self, waveform) | dict(source=self.source_in_mixtures(waveform))
