@@ -76,16 +76,17 @@ class CandidateGate(nn.Module):
         self.of_class = nn.Parameter(torch.zeros(rank or n_classes, *self.shared.shape)) if n_classes else None
         self.mixture = nn.Parameter(torch.randn(n_classes, rank).div_(rank**.5)) if n_classes and rank else None
 
+    def weights_for(self, target): # classes `(batch,)` to weights for each clip `(batch, 2, n_candidates, n_map)`, or for all alike
+        def of(x): return x.index_select(0, target)  # unlike x[target], whose gradient several threads add up in any order
+        if self.mixture is not None: return self.shared + torch.einsum('br,rpcm->bpcm', of(self.mixture), self.of_class)
+        return self.shared if self.of_class is None else self.shared + of(self.of_class)
+
     def forward(self,
         deepest:Tensor, # map `(batch, n_map, freq, frame)`
         target:Tensor=None, # class to weigh for `(batch,)`; needed with `n_classes` only
     ) -> Tensor: # weights `(batch, n_candidates, freq, frame)`
-        def of(x): return x.index_select(0, target)  # unlike x[target], whose gradient several threads add up in any order
-        weights = self.shared # of the clip's class, `(batch, 2, n_candidates, n_map)`
-        if self.mixture is not None: weights = weights + torch.einsum('br,rpcm->bpcm', of(self.mixture), self.of_class)
-        elif self.of_class is not None: weights = weights + of(self.of_class)
         pattern = F.layer_norm(deepest.flatten(2).mT, deepest.shape[1:2])  # (batch, place, n_map)
-        here, clip = (self.dropout(pattern.mT).mT @ weights.flatten(-3, -2).mT).chunk(2, -1)
+        here, clip = (self.dropout(pattern.mT).mT @ self.weights_for(target).flatten(-3, -2).mT).chunk(2, -1)
         return (here + clip.mean(1, keepdim=True)).mT.contiguous().unflatten(2, deepest.shape[2:])
 
 # %% ../nbs/06_decoder.ipynb #04decoder027

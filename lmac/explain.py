@@ -325,6 +325,12 @@ def judge_spectrum(self:LMAC,
 
 # %% ../nbs/11_explain.ipynb #2bd4f9e9
 @patch
+def window_masks(self:LMAC, window, size, target, contrast=None): # a list
+    "Masks of windows, magnitude and phase `(window, freq, size)`, for each of the classes `(class,)`"
+    _, maps = self.fast_classifier.with_taps(*window)
+    return [self.predict_mask(maps, size, k.expand(len(window[0])), contrast=contrast) for k in target]
+
+@patch
 def windowed_mask(self:LMAC,
     magnitude:Tensor, phase:Tensor, # of one recording `(freq, frame)`, the phase or None
     target:Tensor, # classes `(class,)`
@@ -335,8 +341,7 @@ def windowed_mask(self:LMAC,
     weight = torch.hann_window(size + 1, device=magnitude.device)[1:] + 1e-3
     mask, total = magnitude.new_zeros(len(target), *magnitude.shape), torch.zeros_like(magnitude[0])
     for starts, *window in _windows(size, magnitude, phase):
-        _, maps = self.fast_classifier.with_taps(*window)
-        drawn = [self.predict_mask(maps, size, k.expand(len(starts)), contrast=contrast) for k in target]
+        drawn = self.window_masks(window, size, target, contrast)
         for i, s in enumerate(starts):
             mask[..., s:s + size] += weight * torch.stack([x[i] for x in drawn])
             total[s:s + size] += weight

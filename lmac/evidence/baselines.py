@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RULE', 'BASELINES', 'CompressedInput', 'scores_to_mask', 'clip_seed', 'Baseline', 'Saliency', 'SmoothGrad',
-           'IntegratedGradients', 'GuidedBackprop', 'map_to_bins', 'GradCam', 'GuidedGradCam', 'GradientShap',
-           'DeepLiftShap', 'window_shape', 'Occlusion', 'mel_segments', 'Lime', 'KernelShap', 'L2INetwork', 'train_l2i',
-           'L2I', 'L2IFolder', 'RandomMask', 'ConstantMask', 'AllOnesMask', 'EnergyMask', 'make_baseline']
+           'IntegratedGradients', 'GuidedBackprop', 'map_to_bins', 'GradCam', 'GuidedGradCam', 'GradCamPlusPlus',
+           'GradientShap', 'DeepLiftShap', 'window_shape', 'Occlusion', 'mel_segments', 'Lime', 'KernelShap',
+           'FreqRise', 'TimeFreqRise', 'L2INetwork', 'train_l2i', 'L2I', 'L2IFolder', 'RandomMask', 'ConstantMask',
+           'AllOnesMask', 'EnergyMask', 'make_baseline']
 
 # %% ../../nbs/evidence/baselines.ipynb #09baselines002
 import json, math, warnings, zlib
@@ -294,6 +295,7 @@ class GradCam(Baseline):
         nearest = next((tap for tap in reversed(taps) if f'{self.layer}.'.startswith(f'{tap}.')), taps[-1])
         self.layout = self.classifier.layouts[nearest]
 
+    def weights(self, gradients, maps): return gradients.mean((2, 3), keepdim=True) # of each channel `(batch, channel, 1, 1)`
     def raw(self, x, target):
         outputs = []
         hook = get_layer(self.classifier.model, self.layer).register_forward_hook(lambda layer, inputs, output: outputs.append(output))
@@ -303,7 +305,7 @@ class GradCam(Baseline):
         maps = one_map(outputs, self.layer, self.layout, x.shape[-1]).detach()  # of recurrent layers the first of several tensors
         gradient, = torch.autograd.grad(score, first_tensor(outputs[0]))
         gradients = one_map([gradient], self.layer, self.layout, x.shape[-1])
-        coarse = (gradients.mean((2, 3), keepdim=True) * maps).sum(1).relu()
+        coarse = (self.weights(gradients, maps) * maps).sum(1).relu()
         return map_to_bins(coarse, self.classifier, x.shape[1:])
 
 # %% ../../nbs/evidence/baselines.ipynb #09baselines053
@@ -311,6 +313,15 @@ class GuidedGradCam(GradCam):
     "Grad-CAM times the absolute guided gradient (arXiv 1610.02391); `RULE` makes the mask"
     name, how = 'guided_gradcam', f"Grad-CAM's map times the absolute guided gradient; {RULE}"
     def raw(self, x, target): return super().raw(x, target) * _guided_gradient(self, x, target).abs()
+
+# %% ../../nbs/evidence/baselines.ipynb #9bc71bb1
+class GradCamPlusPlus(GradCam):
+    "Grad-CAM whose weights are means over positive gradients, weighed by their curvature (arXiv 1710.11063, equations 12 and 19); `RULE` makes the mask"
+    name, citation = 'gradcam++', 'Chattopadhay et al. 2018, arXiv 1710.11063'
+    def weights(self, gradients, maps):
+        square, cube = gradients**2, gradients**3
+        alpha = square / (2 * square + (maps.sum((2, 3), keepdim=True) * cube)).where(gradients != 0, 1.)
+        return (alpha * gradients.relu()).sum((2, 3), keepdim=True)
 
 # %% ../../nbs/evidence/baselines.ipynb #09baselines056
 class _WithBackground(Baseline):
@@ -417,6 +428,35 @@ class KernelShap(Lime):
     "Shapley values of segments, by a weighted linear model (arXiv 1705.07874); `RULE` makes the mask"
     name, citation = 'kernel_shap', 'Lundberg & Lee 2017, arXiv 1705.07874'
     def surrogate(self): return attr.KernelShap(self.model)
+
+# %% ../../nbs/evidence/baselines.ipynb #48453fea
+class FreqRise(Baseline):
+    "What the probability gains when a bin is among those kept, over random masks of bands (arXiv 2406.13584); `RULE` makes the mask"
+    n_samples: int = 256 # random masks; the paper takes 3,000
+    n_bands: int = 16 # cells over frequency, between which masks are interpolated
+    n_times: int = 1 # cells over time; 1: what is kept is kept for the whole clip
+    keep: float = .5 # probability that a cell is kept
+    batch_size: int = 16 # spectrograms that go through the classifier at a time
+    output: str = 'probability' # as for `Baseline`
+    name, citation, draws = 'freqrise', 'Brüsch et al. 2024, arXiv 2406.13584', True
+
+    def masks(self, n, shape): # `(n, freq, frame)` in [0, 1]
+        cells = self.n_bands + 1, self.n_times + (self.n_times > 1)
+        steps = [math.ceil(size / count) for size, count in zip(shape, (self.n_bands, self.n_times))]
+        coarse = (torch.rand(n, 1, *cells) < self.keep).float()
+        whole = F.interpolate(coarse, [step * count for step, count in zip(steps, cells)], mode='bilinear')[:, 0]
+        begins = [torch.randint(max(size - length, 0) + 1, (n,)) for size, length in zip(whole.shape[1:], shape)]
+        return torch.stack([m[a:a + shape[0], b:b + shape[1]] for m, a, b in zip(whole, *begins)])
+
+    def raw(self, x, target):
+        masks = self.masks(self.n_samples, x.shape[1:]).to(x.device)
+        with torch.no_grad(): p = torch.cat([self.model(x * m)[:, target[0]] for m in masks.split(self.batch_size)])
+        return torch.einsum('n,nft->ft', p - p.mean(), masks)[None] / masks.sum(0).clamp_min(1e-6)
+
+class TimeFreqRise(FreqRise):
+    "The same over random masks of time and frequency (arXiv 2406.13584, section 3); `RULE` makes the mask"
+    n_times: int = 8 # cells over time
+    name = 'freqrise_tf'
 
 # %% ../../nbs/evidence/baselines.ipynb #09baselines079
 def _learn_dictionary(stft:STFT, dataset:ClipDataset, n_components:int=64, n_frames:int=8000, seed:int=0) -> Tensor:
@@ -632,8 +672,8 @@ class EnergyMask(Baseline):
 
 # %% ../../nbs/evidence/baselines.ipynb #09baselines101
 BASELINES = {method.name: method for method in (
-    Saliency, SmoothGrad, IntegratedGradients, GuidedBackprop, GradCam, GuidedGradCam, GradientShap, DeepLiftShap, Occlusion,
-    Lime, KernelShap, L2I, RandomMask, ConstantMask, AllOnesMask, EnergyMask)}
+    Saliency, SmoothGrad, IntegratedGradients, GuidedBackprop, GradCam, GradCamPlusPlus, GuidedGradCam, GradientShap, DeepLiftShap, Occlusion,
+    Lime, KernelShap, FreqRise, TimeFreqRise, L2I, RandomMask, ConstantMask, AllOnesMask, EnergyMask)}
 
 def make_baseline(
     name:str, # a key of `BASELINES`
