@@ -599,7 +599,7 @@ def set_precision(self:LMAC,
     return self
 
 # %% ../nbs/11_explain.ipynb #11explainx029
-FAMILY = dict(time_domain='lmac.models.time_domain') # explainers of other kinds, by what their folders say, and the modules that can `load` them
+FAMILY = dict(time_domain='lmac.models.time_domain', zero_shot='lmac.models.zero_shot') # explainers of other kinds, by what their folders say, and the modules that can `load` them
 
 @patch
 def save_pretrained(self:LMAC,
@@ -733,6 +733,16 @@ def for_classifier(cls:LMAC,
     model = examined(model, stft)
     made = dict(untrained=True) | ({} if domain else dict(other_domains=['log1p']))  # that `fit` may try
     return cls(model, MaskDecoder.for_classifier(model, stft, **decoder), stft, domain or 'decibel', made)
+
+@patch(cls_method=True)
+def for_zero_shot(cls:LMAC,
+    audio_encoder:nn.Module, # what the front end gives to embeddings `(batch, feature)`
+    text_encoder, # a list of texts to embeddings `(text, feature)`
+    prompts, # texts, two at least, which are the classes
+    *args, **kwargs, # as for `lmac.models.zero_shot.for_zero_shot`
+) -> LMAC: # that can be asked about other prompts, see [zero_shot](models/zero_shot.ipynb)
+    "An explainer for a classifier whose classes are sentences; raises as `for_classifier`"
+    return import_module(FAMILY['zero_shot']).for_zero_shot(audio_encoder, text_encoder, prompts, *args, **kwargs)
 
 # %% ../nbs/11_explain.ipynb #11explainx040
 RECIPE = dict(weight_in=6., weight_out=0., weight_out_complement=2., weight_sparsity=3., weight_complement=4., weight_excess=100., most=.4) # of the masking loss
