@@ -67,10 +67,10 @@ def config(self:Cnn14) -> dict: # keyword arguments that make this network again
     return {k: getattr(self, k) for k in ('n_classes', 'width', 'n_mels', 'max_width', 'dropout', 'head_dropout')}
 
 @patch
-def forward(self:Cnn14,
+def embed(self:Cnn14,
     log_mel:Tensor, # log-mel spectrogram `(batch, mel, frame)`, at least 32 frames
-) -> Tensor: # logits `(batch, class)`
-    "Classify; raises `ValueError` for a wrong number of mel bands or fewer than 32 frames"
+) -> Tensor: # `(batch, feature)`
+    "What the last layer classifies; raises `ValueError` for a wrong number of mel bands or fewer than 32 frames"
     if log_mel.ndim != 3 or log_mel.shape[1] != self.n_mels or log_mel.shape[2] < 32:
         raise ValueError(f"Cnn14 expects a log-mel spectrogram (batch, {self.n_mels}, frame) with at least 32 frames. "
                          f"Found: {tuple(log_mel.shape)}. Match `n_mels` of the front end; pad a short clip with silence.")
@@ -78,7 +78,12 @@ def forward(self:Cnn14,
     for k in range(1, 7): x = F.dropout(getattr(self, f'conv_block{k}')(x), self.dropout, self.training)
     x = x.mean(3)
     x = F.dropout(x.amax(2) + x.mean(2), self.head_dropout, self.training)
-    return self.fc(self.relu(self.fc1(x)))
+    return self.relu(self.fc1(x))
+
+@patch
+def forward(self:Cnn14, log_mel): # as for `embed`, which raises; logits `(batch, class)`
+    "Classify"
+    return self.fc(self.embed(log_mel))
 
 # %% ../nbs/04_classifier.ipynb #03classifier021
 def get_layer(

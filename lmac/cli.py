@@ -160,6 +160,12 @@ def _several(explainer, target, top): # of the options, those that differ
     targets = explainer.class_indices(names if top is None else top)
     return dict(target=None, targets=targets if top else [explainer.labels[k] for k in targets])
 
+def _with_prompts(explainer, prompts): # an explainer
+    "The explainer, asked about prompts if there are any; raises `ValueError` for one whose classes are no prompts"
+    if prompts is None: return explainer
+    if not hasattr(explainer, 'with_prompts'): raise ValueError(f"--prompt is for zero-shot explainers, whose classes are sentences. This one has {len(explainer.labels)} classes of its own: choose among them with --target.")
+    return explainer.with_prompts(prompts)
+
 # %% ../nbs/13_cli.ipynb #ad4de230
 def _refuse_other_results(out, files=None):
     "Raise `ValueError` if a folder holds what would be overwritten: a single recording's results, unless they are of the same; for a single one, or none, those of several as well"
@@ -200,6 +206,7 @@ def lmac_explain(
     no_report:store_true=False, # Write no page for each recording: sounds, numbers and the gallery only
     device:str='auto', # Where to compute: auto (an accelerator, if there is one), cpu, cuda, mps
     overwrite:store_true=False, # Explain again what has been explained already, and replace another recording's results
+    prompt:Param('For a zero-shot explainer: the prompts to choose from, two at least; without, those that it brings along', str, nargs='+')=None,
     region_threshold:float=None, # Value of the mask above which a bin belongs to a region; None: 0.5, or 0.9 of a mask in decibels
 ):
     """Hear why: explanation.flac, residual.flac, mask.png, thumbnail.png, report.html and explanation.json for each recording; with several classes, sounds and mask of each; copies of the sounds that are slower or faster, if nobody could hear them; timeline.csv and timeline.png for a long one.
@@ -210,7 +217,7 @@ def lmac_explain(
         if single and not is_main(): return  # one recording is one process's work
         once = (lambda work: work()) if single else on_main
         (files, labels), out = once(lambda: _asked(paths, Path(out), labels)), Path(out)
-        lmac, threshold = LMAC.from_pretrained(explainer), .5 if binary and threshold is None else threshold
+        lmac, threshold = _with_prompts(LMAC.from_pretrained(explainer), prompt), .5 if binary and threshold is None else threshold
         options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate, region_threshold=region_threshold) | _several(lmac, target, top)
         options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion, channel=channel).items() if v is not None}
         with _alone(out):
@@ -234,10 +241,10 @@ def _train_l2i(config, parent, out, mixed_precision, compile):
 # %% ../nbs/13_cli.ipynb #14cli028
 @command
 def lmac_train(
-    stage:Param('What to train: classifier, explainer, finetune, or l2i, a baseline for the benchmark', str, choices=['classifier', 'explainer', 'finetune', 'l2i']),
+    stage:Param('What to train: classifier, explainer, finetune, zero-shot, whose classes are prompts, or l2i, a baseline for the benchmark', str, choices=['classifier', 'explainer', 'finetune', 'zero-shot', 'l2i']),
     out:str=None, # Folder for the model, by default runs/ and the configuration's name; a run that was interrupted there resumes
     config:str=None, # Configuration: a yaml file or the name of a bundled one; by default that of the bundled model
-    classifier:str='esc10-classifier', # For explainer and l2i: folder of the classifier
+    classifier:str='esc10-classifier', # For explainer, zero-shot and l2i: folder of the classifier
     explainer:str='esc10', # For finetune: folder of the explainer to start from
     share_classifier:store_true=False, # Refer to the classifier's weights rather than copy them
     data:str=None, # Data set instead of the configuration's: esc10, esc50, urbansound8k, or a folder with a folder per class
@@ -251,7 +258,7 @@ def lmac_train(
 ):
     "Train a classifier, an explainer for it, fine-tune an explainer for listening, or train the network of Listen to Interpret"
     with one_line_errors('lmac-train'):
-        from lmac.evidence.recipes import STAGES, check_config, read_config, train_classifier, train_explainer
+        from lmac.evidence.recipes import STAGES, check_config, read_config, train_classifier, train_explainer, train_zero_shot
         settings = check_config(read_config(config or STAGES[stage], epochs=epochs, seed=seed, batch_size=batch_size, accumulate=accumulate), stage)
         if data: settings['data']['dataset'] = data
         if stage == 'explainer': settings.setdefault('decoder', {})
@@ -260,6 +267,7 @@ def lmac_train(
         with _alone(out), computing_on(device):
             if stage == 'classifier': test = train_classifier(settings, out, mixed_precision, compile)
             elif stage == 'l2i': test = _train_l2i(settings, explainer_folder(classifier), out, mixed_precision, compile)
+            elif stage == 'zero-shot': test = train_zero_shot(settings, explainer_folder(classifier), out, share_classifier, mixed_precision, compile)
             else:
                 parent = explainer_folder(explainer if stage == 'finetune' else classifier)
                 test = train_explainer(settings, parent, out, share_classifier, mixed_precision, compile)

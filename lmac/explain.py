@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WINDOWED_S', 'FAMILY', 'GUIDED_ROWS', 'RECIPE', 'AUGMENTATION', 'CLASS_AGNOSTIC', 'WHAT_TO_TRY', 'LMAC',
-           'choose_device', 'computing_on', 'exact', 'MaskedClips', 'as_tapped', 'examined', 'training_clips']
+           'choose_device', 'computing_on', 'exact', 'MaskedClips', 'explainer_kind', 'as_tapped', 'examined',
+           'training_clips']
 
 # %% ../nbs/11_explain.ipynb #11explainx003
 import contextlib, copy, itertools, json, math, os, tempfile, time, warnings
@@ -599,7 +600,13 @@ def set_precision(self:LMAC,
     return self
 
 # %% ../nbs/11_explain.ipynb #11explainx029
-FAMILY = dict(time_domain='lmac.models.time_domain', zero_shot='lmac.models.zero_shot') # explainers of other kinds, by what their folders say, and the modules that can `load` them
+FAMILY = dict(time_domain='TimeDomainLMAC', zero_shot='ZeroShotLMAC') # explainers of other kinds, by what their folders say, which is the module of `lmac.models` that has them
+
+def explainer_kind(
+    kind:str, # a key of `FAMILY`
+): # a kind of `LMAC`
+    "The class of explainers of a kind, whose module is imported when it is asked for, and not before"
+    return getattr(import_module(f'lmac.models.{kind}'), FAMILY[kind])
 
 @patch
 def save_pretrained(self:LMAC,
@@ -626,7 +633,7 @@ def from_pretrained(cls:LMAC,
 ) -> LMAC: # ready to explain
     "Load an explainer; raises `FileNotFoundError` or `ValueError` for what is missing, damaged or does not fit"
     device, folder = _DEVICE[0] if device is None else choose_device(device), explainer_folder(name, **hub)
-    if (kind := read_folder(folder).get('kind')) in FAMILY: found = import_module(FAMILY[kind]).load(folder, classifier)
+    if (kind := read_folder(folder).get('kind')) in FAMILY: found = explainer_kind(kind).load(folder, classifier)
     else: found = cls(**load_explainer(folder, classifier))
     return found if device is None else found.to(device)
 
@@ -739,10 +746,10 @@ def for_zero_shot(cls:LMAC,
     audio_encoder:nn.Module, # what the front end gives to embeddings `(batch, feature)`
     text_encoder, # a list of texts to embeddings `(text, feature)`
     prompts, # texts, two at least, which are the classes
-    *args, **kwargs, # as for `lmac.models.zero_shot.for_zero_shot`
+    *args, **kwargs, # as for `ZeroShotLMAC.for_zero_shot`
 ) -> LMAC: # that can be asked about other prompts, see [zero_shot](models/zero_shot.ipynb)
     "An explainer for a classifier whose classes are sentences; raises as `for_classifier`"
-    return import_module(FAMILY['zero_shot']).for_zero_shot(audio_encoder, text_encoder, prompts, *args, **kwargs)
+    return explainer_kind('zero_shot').for_zero_shot(audio_encoder, text_encoder, prompts, *args, **kwargs)
 
 # %% ../nbs/11_explain.ipynb #11explainx040
 RECIPE = dict(weight_in=6., weight_out=0., weight_out_complement=2., weight_sparsity=3., weight_complement=4., weight_excess=100., most=.4) # of the masking loss

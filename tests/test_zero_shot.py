@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lmac.audio import make_scene
 from lmac.explain import LMAC
-from lmac.models.zero_shot import AudioEncoder, ClapAudio, PromptClassifier, PromptDecoder, Prompts, ZeroShotLMAC, ZeroShotTask, for_zero_shot, from_clap
+from lmac.models.zero_shot import AudioEncoder, ClapAudio, PromptClassifier, PromptDecoder, Prompts, ZeroShotLMAC, ZeroShotTask, from_clap
 
 pytestmark = pytest.mark.filterwarnings("ignore:This explainer's decoder is not trained")
 WORDS = {"a dog barking": 0, "a puppy yaps": 0, "rain": 1, "rain falling": 1, "a clock ticking": 2, "a clock": 2}
@@ -27,7 +27,7 @@ def text(prompts):
 def explainer():
     torch.manual_seed(0)
     bundled = LMAC.from_pretrained("esc10")
-    found = for_zero_shot(AudioEncoder(bundled.classifier.model, 24), text, ["a dog barking", "rain", "a clock ticking"], bundled.classifier.front_end, stft=bundled.stft, duration_s=5.,
+    found = LMAC.for_zero_shot(AudioEncoder(bundled.classifier.model, 24), text, ["a dog barking", "rain", "a clock ticking"], bundled.classifier.front_end, stft=bundled.stft, duration_s=5.,
                           taps=[f"encoder.trunk.{tap}" for tap in bundled.classifier.taps], map_layout="time_freq", channels=8, head_channels=4)
     nn.init.normal_(found.decoder.weigh.of_class, std=.2)
     found.set_decoder(found.decoder)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONFIGS', 'STAGES', 'LEARNER', 'EXPLAINER', 'NEEDED', 'ALWAYS_NEEDED', 'read_config', 'check_config', 'open_dataset',
-           'probabilities_metrics', 'train_classifier', 'explainer_task', 'average_weights', 'train_explainer']
+           'probabilities_metrics', 'train_classifier', 'explainer_task', 'average_weights', 'train_explainer',
+           'prompts_of', 'train_zero_shot']
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes002
 import copy, json, os, sys
@@ -28,13 +29,14 @@ from ..metrics import average_drop, average_gain, average_increase, faithfulness
 from ..models.classifiers import ClassifierTask
 from ..models.sources import SourcesTask
 from ..models.time_domain import TimeDomainLMAC, TimeDomainTask, waveform_decoder
+from ..models.zero_shot import AlignmentTask, AudioEncoder, SentenceEncoder, ZeroShotLMAC, ZeroShotTask
 from ..pretrained import as_markdown, load_classifier, read_file, save_classifier, weights_file
 from ..spectrogram import STFT, LogMel
 from ..training import Constraints, ExplainerTask, fit_task
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes005
 CONFIGS = Path(str(files('lmac'))) / 'configs' # of the bundled models
-STAGES = dict(classifier='esc10-classifier', explainer='esc10', finetune='esc10-finetuned', l2i='esc10-l2i')
+STAGES = dict(classifier='esc10-classifier', explainer='esc10', finetune='esc10-finetuned', l2i='esc10-l2i', **{'zero-shot': 'esc10-zero-shot'})
 
 def _plain_values(found):
     "`ValueError` unless a configuration is text, numbers, lists and settings by name, 10,000 in all, aliases counted wherever they stand"
@@ -67,12 +69,12 @@ LEARNER = dict(augmentation=(), monitor=('monitor', 'mode'))
 EXPLAINER = LEARNER | dict(domain=None, loss=())
 NEEDED = dict(
     classifier=LEARNER | dict(sample_rate=None, duration_s=None, taps=None, stft=('n_fft',), front_end=('n_mels',), network=()),
-    explainer=EXPLAINER, finetune=EXPLAINER, l2i=dict(n_components=None))
+    explainer=EXPLAINER, finetune=EXPLAINER, l2i=dict(n_components=None), **{'zero-shot': EXPLAINER | dict(prompts=(), alignment=('epochs', 'lr'), scale=None, decoder=())})
 ALWAYS_NEEDED = dict(data=('dataset', 'train', 'valid'), training=('epochs', 'batch_size', 'lr', 'seed'))
 
 def check_config(
     config:dict, # the configuration
-    stage:str, # 'classifier', 'explainer', 'finetune' or 'l2i'
+    stage:str, # a key of `STAGES`
 ) -> dict: # the same
     "Raise `ValueError` for a part or a setting that the stage needs and the configuration lacks, and for folds that are none"
     if stage == 'finetune' and 'decoder' in config:
@@ -257,4 +259,49 @@ def train_explainer(
     for_what = ', whose explanations are made as waveforms' if 'time_domain' in config else ', fine-tuned for listening' if 'guidance' in config else ', trained to give each class its part of a mixture' if 'sources' in config else ''
     what = f"An explainer (L-MAC{for_what}) for the classifier in `{home}`."
     write_atomically(out / 'README.md', _training_card(out.name, what, made, test).encode())
+    return test
+
+# %% ../../nbs/evidence/recipes.ipynb #1df58de7
+def prompts_of(
+    config:dict, # of the stage zero-shot
+    labels:list, # classes of the data
+    part:str='train', # or 'held_out'
+) -> list: # for each class, a list of texts
+    "The prompts of a configuration, in the order of the classes; raises `ValueError` for a class without"
+    found = [config['prompts'].get(label) for label in labels]
+    for label, texts in zip(labels, found):
+        if not isinstance(texts, dict) or not texts.get(part) or not all(isinstance(text, str) and text.strip() for text in texts[part]):
+            raise ValueError(f"prompts of the configuration must have texts under {part!r} for each class of the data. Found for {label!r}: {texts}.")
+    return [texts[part] for texts in found]
+
+# %% ../../nbs/evidence/recipes.ipynb #ad4d282d
+def train_zero_shot(
+    config:dict, # the configuration
+    parent:Path, # folder of the classifier whose trunk hears
+    out:Path, # folder for the explainer
+    share_classifier:bool=False, # refer to the trunk's weights rather than copy them
+    mixed_precision:str='no', # as in accelerate
+    compile:bool=False, # compile the decoder, see `Learner`
+) -> dict: # numbers on the test folds; empty in all but the main process
+    "Align a classifier's trunk with sentences, train a `PromptDecoder` for it, and write an explainer that `LMAC.from_pretrained` loads"
+    classifier, stft, parts = load_classifier(parent)
+    dataset, sentences = open_dataset(config['data'], classifier.sample_rate, classifier.duration_s), SentenceEncoder()
+    texts, data = prompts_of(config, dataset.labels), config['data']
+    set_seed(config['training']['seed'])
+    alike = [sentences(group) for group in texts]
+    encoder = AudioEncoder(classifier.model, alike[0].shape[1])
+    task = AlignmentTask(encoder, classifier.front_end, stft, alike, classifier.sample_rate, config['scale'])
+    aligned = fit_task(task, dataset.fold(*data['train']), dataset.fold(*data['valid']), folder=out / 'alignment', **config['alignment'])
+    first, (names, _) = [group[0] for group in texts], (list(classifier.taps), task.cpu())
+    explainer = ZeroShotLMAC.for_zero_shot(encoder, sentences, first, classifier.front_end, config['scale'], config['domain'], **config['decoder'], taps=[f'encoder.trunk.{tap}' for tap in names],
+                              map_layout=classifier.map_layout, sample_rate=classifier.sample_rate, stft=stft, duration_s=classifier.duration_s)
+    task = explainer_task(explainer.classifier, explainer.decoder, stft, config, ZeroShotTask, prompts=alike, metrics=probabilities_metrics)
+    made = _train(task, dataset, config, out, mixed_precision, compile)
+    if made is None: return {}
+    test = _test(task, dataset, data.get('test'))
+    task.draw_prompts(first=True)
+    explainer.provenance = made | dict(test=test, alignment=dict(seconds=round(sum(row['seconds'] for row in aligned.history), 1)))
+    explainer.set_decoder(explainer.decoder)
+    explainer.save_pretrained(out, Path(os.path.relpath(parent / parts['classifier']['file'], out)).as_posix() if share_classifier else None)
+    write_atomically(out / 'README.md', _training_card(out.name, "A zero-shot explainer (after LMAC-ZS), which is asked in words, and the classifier that it explains.", made, test).encode())
     return test

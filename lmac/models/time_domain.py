@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'LIGHT', 'DECODERS', 'FilterBank', 'FramesDecoder', 'cut_chunks', 'join_chunks', 'sinusoids',
            'PathTransformer', 'DualPathNetwork', 'WaveformDecoder', 'FilterBankDecoder', 'UNet', 'ComplexMaskDecoder',
-           'TimeDomainTask', 'SeparatedClips', 'TimeDomainLMAC', 'waveform_decoder', 'TimeDomainFolder', 'load']
+           'TimeDomainTask', 'SeparatedClips', 'TimeDomainLMAC', 'waveform_decoder', 'TimeDomainFolder']
 
 # %% ../../nbs/models/time_domain.ipynb #0c9aea29
 import copy, math
@@ -494,7 +494,8 @@ class TimeDomainFolder(ClassifierFolder, extra='forbid'):
     decoder: Annotated[_FilterBankFile|_ComplexMaskFile, Field(discriminator='architecture')]
 
 # %% ../../nbs/models/time_domain.ipynb #a32d6217
-def load(
+@patch(cls_method=True)
+def load(cls:TimeDomainLMAC,
     folder, # with a config.json
     classifier=None, # for an explainer of a classifier of your own
 ) -> TimeDomainLMAC:
@@ -504,4 +505,4 @@ def load(
     with config_errors(file): sizes = MaskDecoder.sizes_for(classifier, stft, **parts['settings'].get('mask', {}))
     def make():
         with config_errors(file): return waveform_decoder(classifier, stft, parts['architecture'], sizes=sizes, **parts['settings'])
-    return TimeDomainLMAC(classifier, load_weights(make, weights_file(folder, parts['file']), parts['sha256']), stft, config.get('provenance'))
+    return cls(classifier, load_weights(make, weights_file(folder, parts['file']), parts['sha256']), stft, config.get('provenance'))

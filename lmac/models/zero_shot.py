@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRIPS', 'Prompts', 'PromptClassifier', 'PromptGate', 'PromptDecoder', 'SentenceEncoder', 'AudioEncoder',
-           'AlignmentTask', 'ZeroShotLMAC', 'check_prompts', 'ZeroShotTask', 'for_zero_shot', 'unfold_strips',
+           'AlignmentTask', 'ZeroShotLMAC', 'check_prompts', 'ZeroShotFolder', 'ZeroShotTask', 'unfold_strips',
            'ClapAudio', 'ClapText', 'from_clap']
 
 # %% ../../nbs/models/zero_shot.ipynb #765e890c
@@ -12,9 +12,11 @@ import copy, math
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from fastcore.basics import patch, store_attr
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +25,10 @@ from ..classifier import Cnn14, TappedClassifier, check_labels, first_tensor
 from ..decoder import CandidateGate, MaskDecoder
 from ..explain import LMAC
 from .checkpoints import ClapLogMel
+from ..masking import DOMAINS
 from .sources import SourcesTask
+from ..pretrained import (ClassifierFolder, Name, Settings, Sha256, Size, config_errors, explainer_files, load_classifier, load_weights, model_card, module_bytes, sha256_of, weights_file,
+                             write_files)
 from ..spectrogram import STFT
 from ..training import Task, random_mix, random_noise, random_roll
 
@@ -112,11 +117,9 @@ class AudioEncoder(nn.Module):
         n_features:int, # of the sentences' embeddings
     ):
         super().__init__()
-        self.trunk = copy.deepcopy(trunk)
-        n_trunk, self.trunk.fc = trunk.fc.in_features, nn.Identity()
-        self.project = nn.Linear(n_trunk, n_features)
+        self.trunk, self.project = copy.deepcopy(trunk), nn.Linear(trunk.fc.in_features, n_features)
 
-    def forward(self, log_mel): return self.project(self.trunk(log_mel))
+    def forward(self, log_mel): return self.project(self.trunk.embed(log_mel))
 
 # %% ../../nbs/models/zero_shot.ipynb #e96f25ac
 class AlignmentTask(Task):
@@ -134,7 +137,7 @@ class AlignmentTask(Task):
         self.trunk, self.trained = encoder.trunk.requires_grad_(False), encoder.project
 
     def logits(self, waveform, prompts):
-        with torch.no_grad(): found = self.trunk.eval()(self.front_end(self.stft(waveform)[0]))
+        with torch.no_grad(): found = self.trunk.eval().embed(self.front_end(self.stft(waveform)[0]))
         return self.scale * F.normalize(self.trained(found), dim=1) @ prompts.T
 
     def forward(self, waveform, target):
@@ -215,6 +218,83 @@ def explain(self:ZeroShotLMAC,
 @lru_cache(1)
 def _sentences(): return SentenceEncoder()
 
+# %% ../../nbs/models/zero_shot.ipynb #18dd07c1
+class _Words(nn.Module):
+    "What is saved beside trunk and decoder: the projection, if the encoder is an `AudioEncoder`, and the embeddings of the prompts"
+    def __init__(self, n_trunk, n_features, n_prompts):
+        super().__init__()
+        self.project = nn.Linear(n_trunk, n_features) if n_trunk else None
+        self.register_buffer('prompts', torch.zeros(n_prompts, n_features))
+
+def _of_trunk(classifier):
+    "The `Cnn14` below an `AudioEncoder` as a classifier, whose configuration says how to make it again; another's classifier as it is"
+    encoder = classifier.model.encoder
+    if not isinstance(encoder, AudioEncoder): return classifier
+    return TappedClassifier(encoder.trunk, classifier.front_end, [tap.removeprefix('encoder.trunk.') for tap in classifier.taps], classifier.labels, classifier.sample_rate, classifier.map_layout, classifier.duration_s)
+
+@patch
+def save_pretrained(self:ZeroShotLMAC,
+    folder, # made if it is not there
+    classifier_file:str=None, # as for `LMAC.save_pretrained`, of the trunk
+    include_classifier:bool=True, # as for `LMAC.save_pretrained`
+    card:bool=False, # write a model card, README.md, as well
+) -> Path: # the folder
+    "Write config.json and the weights as safetensors; raises `OSError`"
+    encoder, embeddings = self.classifier.model.encoder, self.classifier.model.prompts.embeddings
+    words = _Words(None, embeddings.shape[1], len(embeddings))
+    if isinstance(encoder, AudioEncoder): words.project = encoder.project
+    words.prompts, weights = embeddings.cpu(), module_bytes(self.decoder)
+    parts = dict(scale=float(self.classifier.model.scale), n_features=embeddings.shape[1], file='words.safetensors', sha256=sha256_of(module_bytes(words)))
+    files = explainer_files(_of_trunk(self.classifier), self.stft, self.provenance, classifier_file, include_classifier, domain=self.domain, kind='zero_shot', zero_shot=parts,
+                            decoder=self.decoder.saved | dict(file='decoder.safetensors', sha256=sha256_of(weights)))
+    if card: files['README.md'] = model_card(self.classifier, self.provenance, include_classifier=include_classifier).encode()
+    return write_files(folder, files | {'decoder.safetensors': weights, 'words.safetensors': module_bytes(words)})
+
+# %% ../../nbs/models/zero_shot.ipynb #5ce9b860
+class _PromptDecoderSettings(Settings):
+    channels: Size
+    head_channels: Size
+    dropout: Annotated[float, Field(ge=0, le=1)]
+    n_classes: None = None
+    n_text: Size
+    rank: Size
+    guide: bool
+    file: Name
+    sha256: Sha256
+
+class _WordsSettings(Settings):
+    scale: Annotated[float, Field(gt=0, le=1e4)]
+    n_features: Size
+    file: Name
+    sha256: Sha256
+
+class ZeroShotFolder(ClassifierFolder, extra='forbid'):
+    "The config.json of a zero-shot explainer"
+    domain: Literal[DOMAINS]
+    decoder: _PromptDecoderSettings
+    zero_shot: _WordsSettings
+
+# %% ../../nbs/models/zero_shot.ipynb #3add30a6
+@patch(cls_method=True)
+def load(cls:ZeroShotLMAC,
+    folder, # with a config.json
+    classifier=None, # for an explainer of an audio encoder of your own: a `TappedClassifier` of a `PromptClassifier`
+) -> ZeroShotLMAC:
+    "What `LMAC.from_pretrained` does for this kind; raises as that"
+    handed, (classifier, stft, config) = classifier, load_classifier(folder, classifier, ZeroShotFolder)
+    parts, words, trunk = config['decoder'], config['zero_shot'], None if handed else classifier.model
+    found = load_weights(lambda: _Words(trunk and trunk.fc.in_features, words['n_features'], len(config['classifier']['labels'])), weights_file(folder, words['file']), words['sha256'])
+    if trunk:
+        encoder = AudioEncoder(trunk, words['n_features'])
+        encoder.project = found.project
+        classifier = TappedClassifier(PromptClassifier(encoder, Prompts(found.prompts), words['scale']), classifier.front_end, [f'encoder.trunk.{tap}' for tap in classifier.taps],
+                                      classifier.labels, classifier.sample_rate, classifier.map_layout, classifier.duration_s)
+    else: classifier.model.prompts.embeddings, classifier.labels = found.prompts, config['classifier']['labels']
+    classifier.guide = parts['guide']
+    with config_errors(Path(folder) / 'config.json'): sizes = MaskDecoder.sizes_for(classifier, stft, **{k: parts[k] for k in ('channels', 'head_channels', 'dropout')}) | dict(rank=parts['rank'])
+    decoder = load_weights(lambda: PromptDecoder(**sizes, n_text=parts['n_text']), weights_file(folder, parts['file']), parts['sha256'])
+    return cls(classifier, decoder, stft, config['domain'], config.get('provenance'))
+
 # %% ../../nbs/models/zero_shot.ipynb #f3e11e14
 class ZeroShotTask(SourcesTask):
     "Train a `PromptDecoder` on mixtures, single clips and prompts that mean the same; its classifier is one of `PromptClassifier`"
@@ -247,6 +327,7 @@ def masking_terms(self:ZeroShotTask, target, logits_in, logits_out, logits, mask
     if (absent := more.get('absent')) is not None: differ = differ.masked_fill(absent, 0.)
     return terms | dict(similarity=differ, loss=terms['loss'] + self.weight_similarity * differ)
 
+# %% ../../nbs/models/zero_shot.ipynb #54ff3b78
 ZeroShotLMAC.task = ZeroShotTask
 
 @patch
@@ -270,7 +351,8 @@ def fit(self:ZeroShotLMAC,
     finally: self.classifier.model.prompts.embeddings = before
 
 # %% ../../nbs/models/zero_shot.ipynb #20e1b994
-def for_zero_shot(
+@patch(cls_method=True)
+def for_zero_shot(cls:ZeroShotLMAC,
     audio_encoder:nn.Module, # what the front end gives to embeddings `(batch, feature)`
     text_encoder, # a list of texts to embeddings `(text, feature)`
     prompts, # texts, two at least, to begin with
@@ -279,14 +361,14 @@ def for_zero_shot(
     domain:str='log1p', # of the mask, see `apply_mask`
     channels:int=24, head_channels:int=8, dropout:float=.2, rank:int=32, # of the `PromptDecoder`
     **options, # as for `LMAC.for_classifier`: `taps`, `sample_rate`, `stft`, `map_layout`, `duration_s`, `device`
-) -> 'ZeroShotLMAC': # whose decoder is not trained yet: see `fit`
+) -> ZeroShotLMAC: # whose decoder is not trained yet: see `fit`
     "An explainer for a classifier whose classes are prompts; raises as `LMAC.for_classifier`, and `ValueError` for fewer than two prompts"
     prompts = check_prompts(prompts)
     embeddings = text_encoder(prompts)
     found = LMAC.for_classifier(PromptClassifier(audio_encoder, Prompts(embeddings), scale), front_end, labels=prompts, multi_label=False, domain=domain, **options)
     sizes = MaskDecoder.sizes_for(found.classifier, found.stft, channels=channels, head_channels=head_channels, dropout=dropout) | dict(rank=rank)
     decoder = PromptDecoder(**sizes, n_text=embeddings.shape[1]).to(found.device)
-    return ZeroShotLMAC(found.classifier, decoder, found.stft, domain, dict(untrained=True), text_encoder)
+    return cls(found.classifier, decoder, found.stft, domain, dict(untrained=True), text_encoder)
 
 # %% ../../nbs/models/zero_shot.ipynb #88149f2b
 STRIPS = 4 # that HTSAT folds the time into
@@ -338,5 +420,5 @@ def from_clap(
     else: model = source
     rate, stages = feature_extractor.sampling_rate, len(model.audio_model.audio_encoder.layers)
     stft = stft or STFT(2048, 512)
-    return for_zero_shot(ClapAudio(model.eval()), ClapText(model.eval(), tokenizer), prompts, Resynthesis(stft, rate, ClapLogMel(feature_extractor)), scale=model.logit_scale_a.exp().item(),
+    return ZeroShotLMAC.for_zero_shot(ClapAudio(model.eval()), ClapText(model.eval(), tokenizer), prompts, Resynthesis(stft, rate, ClapLogMel(feature_extractor)), scale=model.logit_scale_a.exp().item(),
                          sample_rate=rate, stft=stft, taps=[f'encoder.audio_model.audio_encoder.layers.{k}' for k in range(stages)], map_layout=unfold_strips, **options)
