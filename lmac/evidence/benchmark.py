@@ -34,6 +34,7 @@ from ..metrics import complexity, sparseness
 from ..scale.parallel import gather, is_main, on_main, dynamic_split
 from .record import Record, evaluation_metadata, git_revision, load_or_compute, weights_sha256
 from .reference import ReferenceExplainer
+from .relevance import LRP  # which is one of the baselines from here on
 from ..training import random_noise
 
 # %% ../../nbs/evidence/benchmark.ipynb #10benchmark010
