@@ -8,6 +8,7 @@ __all__ = ['log_spectral_distance', 'zimtohrli_mos']
 # %% ../../nbs/evidence/quality.ipynb #e1d8d231
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..audio import check_sample_rate, resample
 from .record import needs
@@ -28,11 +29,14 @@ def zimtohrli_mos(
     estimate:Tensor, # `(batch, time)`, within ±1
     source:Tensor, # same shape
     sample_rate:int, # Hz
+    window_s:float=1., # seconds that are compared by themselves, and their distances averaged
 ) -> Tensor: # `(batch,)`, from 1 to 5
-    "Mean opinion score that Zimtohrli predicts, at 48 kHz; raises `ValueError` for what can't be compared, `ImportError` without the package"
+    "Mean opinion score that Zimtohrli predicts, at 48 kHz, second by second; raises `ValueError` for what can't be compared, `ImportError` without the package"
     if estimate.shape != source.shape or estimate.ndim != 2: raise ValueError(f"Estimate and source must both be (batch, time), as long as each other. Found: {tuple(estimate.shape)} and {tuple(source.shape)}.")
     if estimate.shape[1] < .1 * check_sample_rate(sample_rate): raise ValueError(f"What nobody can hear can't be compared: 0.1 s at least. Found: {estimate.shape[1] / sample_rate:.3f} s.")
     if not (estimate.isfinite().all() and source.isfinite().all()): raise ValueError("Samples must be finite. Found: NaN or infinity.")
     with needs('zimtohrli'): from zimtohrli import Pyohrli, mos_from_zimtohrli
-    ear, both = Pyohrli(), [resample(x.detach().cpu().float(), sample_rate, 48000).numpy() for x in (estimate, source)]
-    return torch.tensor([mos_from_zimtohrli(ear.distance(*pair)) for pair in zip(*both)])
+    ear, n = Pyohrli(), round(48000 * window_s)
+    both = [resample(x.detach().cpu().float(), sample_rate, 48000) for x in (estimate, source)]
+    windows = [F.pad(x, (0, -x.shape[1] % n)).unflatten(1, (-1, n)).numpy() for x in both]  # `(batch, window, n)`
+    return torch.tensor([mos_from_zimtohrli(sum(ear.distance(*pair) for pair in zip(*clip)) / len(clip[0])) for clip in zip(*windows)])
