@@ -26,7 +26,7 @@ from ..data import ClipDataset, loader, mix_at_snr
 from ..decoder import MaskDecoder
 from .benchmark import si_sdr, topk_mask
 from .quality import log_spectral_distance
-from .evaluation import clip_scores, full_width, peak_rss_mb, score_batch, score_full_input, score_mask
+from .evaluation import clip_scores, full_width, peak_rss_mb, score_batch, score_full_input, score_mask, score_parts
 from .recipes import explainer_task, open_dataset, read_config
 from .record import Record, load_or_compute
 from .reference import REFERENCE_TAPS, ReferenceDecoder, ReferenceExplainer, full_width_reference, with_taps_at
@@ -509,8 +509,8 @@ def score_sources(
     for part in _batches(pairs):
         whole, clip = score_full_input(explainer, part['mixed']), torch.arange(first, first := first + len(part['mixed']))
         for k in range(len(explainer.labels)):
-            mask = explainer.attribute(whole.magnitude, torch.full_like(clip, k))
-            found, sounds = score_mask(explainer, whole, mask)
+            mask, parts = explainer.split(whole.magnitude, whole.phase, torch.full_like(clip, k))
+            found, sounds = score_parts(explainer, whole, parts)
             (p_in, p_out), (p_heard, _) = found['spectrogram'], found['audio']
             scores = dict(clip=clip, asked=torch.full_like(clip, k), kept=mask.mean((1, 2)), energy=energy_fraction(mask, whole.magnitude),
                           p=whole.probabilities['spectrogram'][:, k], p_in=p_in[:, k], p_out=p_out[:, k], p_heard=p_heard[:, k])
