@@ -58,7 +58,8 @@ class LMAC:
     @property
     def is_class_conditional(self): # whether the decoder draws another mask for each class
         return bool(getattr(self.decoder, 'n_classes', None))
-
+    @property
+    def needs_phase(self): return self.classifier.uses_phase # whether `attribute` needs a phase
 
     def __repr__(self):
         what = ', not trained yet: see fit' if self.provenance.get('untrained') else f": {', '.join(self.labels[:4])}{', …' if len(self.labels) > 4 else ''}"
@@ -326,10 +327,13 @@ def judge_spectrum(self:LMAC,
 
 # %% ../nbs/11_explain.ipynb #2bd4f9e9
 @patch
-def window_masks(self:LMAC, window, size, target, contrast=None): # a list
-    "Masks of windows, magnitude and phase `(window, freq, size)`, for each of the classes `(class,)`"
-    _, maps = self.fast_classifier.with_taps(*window)
-    return [self.predict_mask(maps, size, k.expand(len(window[0])), contrast=contrast) for k in target]
+def draw_windows(self:LMAC,
+    magnitude:Tensor, phase:Tensor, # of windows `(window, freq, frame)`, the phase or None
+    maps:list, # of the classifier
+    target:Tensor, contrast=None, # as for `predict_mask`
+) -> Tensor: # soft masks `(window, freq, frame)`
+    "Masks of windows; explainers of other kinds draw theirs in other ways"
+    return self.predict_mask(maps, magnitude.shape[-1], target, contrast=contrast)
 
 @patch
 def windowed_mask(self:LMAC,
@@ -342,7 +346,8 @@ def windowed_mask(self:LMAC,
     weight = torch.hann_window(size + 1, device=magnitude.device)[1:] + 1e-3
     mask, total = magnitude.new_zeros(len(target), *magnitude.shape), torch.zeros_like(magnitude[0])
     for starts, *window in _windows(size, magnitude, phase):
-        drawn = self.window_masks(window, size, target, contrast)
+        _, maps = self.fast_classifier.with_taps(*window)
+        drawn = [self.draw_windows(*window, maps, k.expand(len(starts)), contrast) for k in target]
         for i, s in enumerate(starts):
             mask[..., s:s + size] += weight * torch.stack([x[i] for x in drawn])
             total[s:s + size] += weight

@@ -196,3 +196,27 @@ def test_the_bank_is_exact_at_any_length():
         for n in (1, 7, kernel, 999):
             x = torch.randn(3, n, dtype=torch.double)
             torch.testing.assert_close(bank.decode(bank.encode(x), n), x, atol=1e-6, rtol=0)
+
+
+def test_widgets_sanity_and_benchmark_hand_in_the_phase(explainer, scene):
+    from lmac.evidence.benchmark import attribution
+    from lmac.listen.widgets import ExplanationSession
+    td = TimeDomainLMAC.from_explainer(explainer)
+    session = ExplanationSession(td, scene, 16000, "dog")
+    mask, _ = session.attribution()
+    torch.testing.assert_close(mask[0].cpu(), td.explain(scene, 16000, "dog").mask, atol=1e-3, rtol=0)
+    whole = score_full_input(td, scene)
+    assert attribution(td, whole.magnitude, whole.predicted, **whole.extra)[0].shape == whole.magnitude.shape
+
+
+def test_an_hour_goes_through_as_a_stream(explainer, tmp_path):
+    from lmac.audio import save_audio
+    from lmac.scale.folder import explain_file
+    td = TimeDomainLMAC.from_explainer(explainer)
+    sound = torch.cat([make_scene({name: 0}, 12., seed=i).waveform for i, name in enumerate(("dog", "rain", "dog"))], 1)
+    save_audio(tmp_path / "long.wav", sound, 16000)
+    found = {name: explain_file(x, tmp_path / "long.wav", tmp_path / name, dict(target="dog", long=True), False) for name, x in dict(td=td, mask=explainer).items()}
+    assert (tmp_path / "td" / "timeline.csv").is_file() and found["td"] is not None
+    from lmac.audio import load_audio
+    ours, before = (load_audio(next((tmp_path / name).glob("explanation.[wf]*")))[0] for name in found)
+    assert si_sdr(ours, before) > 10

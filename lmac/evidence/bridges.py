@@ -105,9 +105,9 @@ def check_parts(self:MethodExplainer):
     "Nothing to check: a method is made for its classifier"
 
 @patch
-def window_masks(self:MethodExplainer, window, size, target, contrast=None):
+def draw_windows(self:MethodExplainer, magnitude, phase, maps, target, contrast=None):
     "Masks of windows, as of `LMAC`"
-    return [self.method.attribute(window[0], k.expand(len(window[0])), window[1]).to(window[0]) for k in target]
+    return self.method.attribute(magnitude, target, phase).to(magnitude)
 
 @patch
 def draw_clips(self:MethodExplainer, waveform, spectrum, maps, target, threshold=None, contrast=None, magnitude=None, phase=None) -> MaskedClips:

@@ -50,7 +50,7 @@ class FullInput:
     n_samples: int # length of the clips
     predicted: Tensor # class predicted for each clip `(batch,)`
     probabilities: dict # route → `(batch, class)`
-    extra: dict # further arguments for `attribute`: the phase, if the classifier is one on waveforms
+    extra: dict # further arguments for `attribute`: the phase, if the explainer needs one
 
 @torch.no_grad()
 def score_full_input(
@@ -64,7 +64,7 @@ def score_full_input(
     found = dict(spectrogram=(whole, phase)) if 'spectrogram' in routes else {}
     if 'audio' in routes: found['audio'] = explainer.magnitude_phase(_resynthesize(explainer, [(whole, phase)], n_samples)[0])
     probabilities = {route: explainer.probabilities_of(*spectrum) for route, spectrum in found.items()}
-    extra = dict(phase=phase) if getattr(explainer.classifier, 'uses_phase', False) else {}
+    extra = dict(phase=phase) if explainer.needs_phase else {}
     return FullInput(magnitude, phase, n_samples, explainer.classifier(magnitude, phase).argmax(1), probabilities, extra)
 
 # %% ../../nbs/evidence/evaluation.ipynb #09evaluation016

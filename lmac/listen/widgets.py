@@ -61,7 +61,7 @@ class ExplanationSession:
     ) -> tuple: # its mask, and the scores that it ranks bins by, both `(1, freq, frame)`
         "A method's mask for this clip and class, computed once"
         if method not in self._attributions:
-            phase = self.phase if self.explainer.classifier.uses_phase else None
+            phase = self.phase if self.explainer.needs_phase else None
             target = torch.tensor([self.class_index], device=self.magnitude.device)
             self._attributions[method] = attribution(load_method(method, self.explainer), self.magnitude, target, phase)
         return self._attributions[method]

@@ -324,6 +324,7 @@ class TimeDomainLMAC(LMAC):
         stft:STFT, # of the classifier
         provenance:dict=None, # as for `LMAC`
     ): super().__init__(classifier, decoder, stft, 'waveform', provenance)
+    needs_phase = True # a waveform is what it separates
 
 # %% ../../nbs/models/time_domain.ipynb #9946dfab
 @patch
@@ -375,6 +376,7 @@ def draw_clips(self:TimeDomainLMAC, waveform, spectrum, maps, target, threshold=
     if not self.hears_a_part: return clips
     return MaskedClips(self, spectrum, clips.mask * self.heard(magnitude, phase, target, waveform.shape[-1]), waveform.shape[-1])
 
+# %% ../../nbs/models/time_domain.ipynb #403d339b
 @patch
 @exact
 def attribute(self:TimeDomainLMAC,
@@ -398,6 +400,14 @@ def split(self:TimeDomainLMAC, magnitude, phase, target=None, threshold=None, co
     spectrum = torch.polar(magnitude, phase)
     clips = self.draw_clips(self.stft.synthesise(spectrum, length), spectrum, maps, self.resolve_target(logits, target), threshold, contrast, magnitude, phase)
     return clips.mask, list(zip(clips.parts, clips.spectra.angle() if isinstance(clips, SeparatedClips) else (phase, phase)))
+
+@patch
+def draw_windows(self:TimeDomainLMAC, magnitude, phase, maps, target, contrast=None):
+    "Ratios of spectrograms of windows, for recordings of hours, whose sounds have the input's phase"
+    spectrum = torch.polar(magnitude, phase)
+    whole = self.stft.synthesise(spectrum, (magnitude.shape[-1] - 1) * self.stft.hop_length)
+    part = self.separate(whole, maps, target, contrast)
+    return SeparatedClips(self, spectrum, torch.stack([part, whole - part]), whole.shape[-1]).mask
 
 # %% ../../nbs/models/time_domain.ipynb #686b5f9f
 DECODERS = {d.architecture: d for d in (FilterBankDecoder, ComplexMaskDecoder)}

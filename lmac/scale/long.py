@@ -69,7 +69,7 @@ def window_masks(
     "What is predicted in each window, and why"
     logits, maps = explainer.fast_classifier.with_taps(magnitude, phase)
     target = explainer.resolve_target(logits, target)
-    return explainer.classifier.probabilities(logits), target, explainer.predict_mask(maps, magnitude.shape[-1], target, contrast=contrast)
+    return explainer.classifier.probabilities(logits), target, explainer.draw_windows(magnitude, phase, maps, target, contrast)
 
 # %% ../../nbs/scale/long.ipynb #08long016
 @torch.inference_mode()
@@ -186,7 +186,7 @@ class MaskStream:
 def _predict(self:MaskStream, starts:list, size:int, last:bool=False):
     "Add the masks of the windows of `size` frames at `starts` to the sums; `last`: the last of them is the last of all"
     spectrum = torch.stack([self.spectrum[:, s - self.offset:][:, :size] for s in starts])
-    phase = spectrum.angle() if self.explainer.classifier.uses_phase else None
+    phase = spectrum.angle() if self.explainer.needs_phase else None
     p, target, masks = window_masks(self.explainer, magnitude_of(spectrum), phase, self.target, self.contrast)
     for i, s in enumerate(starts):
         at = slice(s - self.offset, s - self.offset + size)
