@@ -51,15 +51,16 @@ def audit(explainer, clips):
 
 
 def score(name, rows, facts):
-    "What there is to say about one case: the strongest suspicion, and how the planted one ranks, which is of its class and kind, and of clips that hold the artefact"
+    "What there is to say about one case: the strongest suspicion, and how the planted one ranks, which is of its class and kind, and of explanations nine tenths of whose clips hold the artefact, or most of them"
     rows = rows.to_dict('records')
     first = rows[0] if rows else dict(strength=0., label='', kind='', sentence='Nothing repeats in one class only.')
     found = dict(name=name, **{k: first[k] for k in ('strength', 'label', 'kind', 'sentence')}, strong=sum(r['strength'] >= STRONG for r in rows), **facts)
     if name not in TIED: return found
-    hits = [i for i, r in enumerate(rows) if r['label'] == TIED[name] and r['kind'] in KINDS_OF[name] and r['planted'] >= .9]
-    planted = rows[hits[0]] if hits else dict(strength=0., sentence='')
+    right = [i for i, r in enumerate(rows) if r['label'] == TIED[name] and r['kind'] in KINDS_OF[name]]
+    hits, most = ([i for i in right if rows[i]['planted'] >= share] for share in (.9, .5))
+    planted = rows[most[0]] if most else dict(strength=0., sentence='')
     others = max([r['strength'] for r in rows if r['label'] != TIED[name]], default=0.)
-    return found | dict(rank=hits[0] + 1 if hits else None, planted_strength=planted['strength'], planted_sentence=planted['sentence'], strongest_elsewhere=others)
+    return found | dict(rank=hits[0] + 1 if hits else None, rank_of_most=most[0] + 1 if most else None, planted_share=rows[most[0]]['planted'] if most else None, planted_strength=planted['strength'], planted_sentence=planted['sentence'], strongest_elsewhere=others)
 
 
 @call_parse
@@ -87,7 +88,8 @@ def main(out:Path=Path('nbs/results/overview.json'), # result file; the table of
         tables.append(part['rows'].assign(case=name))
         print(*(f'{k}: {v}' for k, v in results[-1].items()), sep='; ', flush=True)
     ranks = [r['rank'] for r in results if 'rank' in r]
-    summary = dict(found=sum(bool(rank) and rank <= 2 for rank in ranks), of=len(ranks), weakest_planted=min([r['planted_strength'] for r in results if 'rank' in r], default=None),
+    of_most = [r['rank_of_most'] for r in results if 'rank' in r]
+    summary = dict(found=sum(bool(rank) and rank <= 2 for rank in ranks), found_of_most=sum(bool(rank) and rank <= 2 for rank in of_most), of=len(ranks), weakest_planted=min([r['planted_strength'] for r in results if 'rank' in r], default=None),
                    strongest_clean=max([r['strength'] for r in results if 'rank' not in r], default=None))
     record.write(pd.concat(tables, ignore_index=True), evaluation_metadata(parent, 'esc10', 'scenes' if quick else 'esc10', test, seed), settings=settings | dict(strong=STRONG), **summary, results=results)
     print(summary)
