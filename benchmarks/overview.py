@@ -3,7 +3,8 @@
 For each artefact of `lmac.evidence.shortcuts`: clips of one class get it, and so do clips of others that are then filed under that class; a classifier learns the shortcut, and an explainer is
 trained for it. Then the clips of a fold that neither has heard, with the artefact planted in the same way, are explained as anybody would explain a folder, and `describe` is told nothing.
 Beside them stand clean classifiers: with the bundled explainers, and with one of the same recipe. Everything that takes time is kept in RUNS, so that a run that was interrupted goes on.
-Nothing was chosen by what comes out here: the limits of `lmac.listen.overview` come from clean recordings of the folds 1 to 4, which stand beside as 'calibration'.
+The limits of `lmac.listen.overview` were not chosen by what comes out here: they come from clean recordings of the folds 1 to 4, which stand beside as 'calibration'. That the artefact lies in nine tenths of the clips that a suspicion names ('rank') was asked for before
+anything was measured; the count by majority ('rank_by_majority') was added after the click had 86 per cent.
 """
 from pathlib import Path
 
@@ -57,10 +58,10 @@ def score(name, rows, facts):
     found = dict(name=name, **{k: first[k] for k in ('strength', 'label', 'kind', 'sentence')}, strong=sum(r['strength'] >= STRONG for r in rows), **facts)
     if name not in TIED: return found
     right = [i for i, r in enumerate(rows) if r['label'] == TIED[name] and r['kind'] in KINDS_OF[name]]
-    hits, most = ([i for i in right if rows[i]['planted'] >= share] for share in (.9, .5))
-    planted = rows[most[0]] if most else dict(strength=0., sentence='')
+    hits, majority = ([i for i in right if rows[i]['planted'] >= share] for share in (.9, .5))
+    planted = rows[majority[0]] if majority else dict(strength=0., sentence='')
     others = max([r['strength'] for r in rows if r['label'] != TIED[name]], default=0.)
-    return found | dict(rank=hits[0] + 1 if hits else None, rank_of_most=most[0] + 1 if most else None, planted_share=rows[most[0]]['planted'] if most else None, planted_strength=planted['strength'], planted_sentence=planted['sentence'], strongest_elsewhere=others)
+    return found | dict(rank=hits[0] + 1 if hits else None, rank_by_majority=majority[0] + 1 if majority else None, planted_share=rows[majority[0]]['planted'] if majority else None, planted_strength=planted['strength'], planted_sentence=planted['sentence'], strongest_elsewhere=others)
 
 
 @call_parse
@@ -88,8 +89,8 @@ def main(out:Path=Path('nbs/results/overview.json'), # result file; the table of
         tables.append(part['rows'].assign(case=name))
         print(*(f'{k}: {v}' for k, v in results[-1].items()), sep='; ', flush=True)
     ranks = [r['rank'] for r in results if 'rank' in r]
-    of_most = [r['rank_of_most'] for r in results if 'rank' in r]
-    summary = dict(found=sum(bool(rank) and rank <= 2 for rank in ranks), found_of_most=sum(bool(rank) and rank <= 2 for rank in of_most), of=len(ranks), weakest_planted=min([r['planted_strength'] for r in results if 'rank' in r], default=None),
+    by_majority = [r['rank_by_majority'] for r in results if 'rank' in r]
+    summary = dict(found=sum(bool(rank) and rank <= 2 for rank in ranks), found_by_majority=sum(bool(rank) and rank <= 2 for rank in by_majority), of=len(ranks), weakest_planted=min([r['planted_strength'] for r in results if 'rank' in r], default=None),
                    strongest_clean=max([r['strength'] for r in results if 'rank' not in r], default=None))
     record.write(pd.concat(tables, ignore_index=True), evaluation_metadata(parent, 'esc10', 'scenes' if quick else 'esc10', test, seed), settings=settings | dict(strong=STRONG), **summary, results=results)
     print(summary)

@@ -1,6 +1,6 @@
-"""Both bundled models trained anew in less time: `python benchmarks/training.py --out nbs/results/training.json`, twenty minutes on two cores that do nothing else.
+"""Both bundled models trained anew in less time: `python benchmarks/training.py --out nbs/results/training.json`, fifteen minutes on two cores that do nothing else.
 
-`lmac-train` with the configurations `esc10-classifier-short`, most of whose epochs hear half of each clip, and `esc10-short`, which has fewer epochs, in processes of their own, their start included; then `lmac-evaluate` on the folds that
+`lmac-train` with the configurations `esc10-classifier-short` and `esc10-short`, which have fewer epochs and validations, in processes of their own, their start included; then `lmac-evaluate` on the folds that
 are asked for, and every requirement of the results pages beside what was reached. With `--config_suffix ''` it is the configurations of the bundled models.
 """
 import json

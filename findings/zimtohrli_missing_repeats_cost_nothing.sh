@@ -12,7 +12,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install -q --disable-pip-version-check zimtohrli==0.2.1.post1 "numpy<3"
+"$work/venv/bin/pip" install -q --disable-pip-version-check zimtohrli==0.2.1.post1 numpy==2.4.6
 cd "$work"
 "$work/venv/bin/python" - <<'PY'
 import numpy as np

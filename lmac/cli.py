@@ -160,6 +160,7 @@ def _several(explainer, target, top): # of the options, those that differ
     targets = explainer.class_indices(names if top is None else top)
     return dict(target=None, targets=targets if top else [explainer.labels[k] for k in targets])
 
+# %% ../nbs/13_cli.ipynb #032902a3
 def _with_prompts(explainer, prompts): # an explainer
     "The explainer, asked about prompts if there are any; raises `ValueError` for one whose classes are no prompts"
     if prompts is None: return explainer
@@ -241,10 +242,10 @@ def _train_l2i(config, parent, out, mixed_precision, compile):
 # %% ../nbs/13_cli.ipynb #14cli028
 @command
 def lmac_train(
-    stage:Param('What to train: classifier, explainer, finetune, zero-shot, whose classes are prompts, or l2i, a baseline for the benchmark', str, choices=['classifier', 'explainer', 'finetune', 'zero-shot', 'l2i']),
+    stage:Param('What to train: classifier, explainer, finetune, zero_shot, whose classes are prompts, or l2i, a baseline for the benchmark', str, choices=['classifier', 'explainer', 'finetune', 'zero_shot', 'l2i']),
     out:str=None, # Folder for the model, by default runs/ and the configuration's name; a run that was interrupted there resumes
     config:str=None, # Configuration: a yaml file or the name of a bundled one; by default that of the bundled model
-    classifier:str='esc10-classifier', # For explainer, zero-shot and l2i: folder of the classifier
+    classifier:str='esc10-classifier', # For explainer, zero_shot and l2i: folder of the classifier
     explainer:str='esc10', # For finetune: folder of the explainer to start from
     share_classifier:store_true=False, # Refer to the classifier's weights rather than copy them
     data:str=None, # Data set instead of the configuration's: esc10, esc50, urbansound8k, or a folder with a folder per class
@@ -267,7 +268,7 @@ def lmac_train(
         with _alone(out), computing_on(device):
             if stage == 'classifier': test = train_classifier(settings, out, mixed_precision, compile)
             elif stage == 'l2i': test = _train_l2i(settings, explainer_folder(classifier), out, mixed_precision, compile)
-            elif stage == 'zero-shot': test = train_zero_shot(settings, explainer_folder(classifier), out, share_classifier, mixed_precision, compile)
+            elif stage == 'zero_shot': test = train_zero_shot(settings, explainer_folder(classifier), out, share_classifier, mixed_precision, compile)
             else:
                 parent = explainer_folder(explainer if stage == 'finetune' else classifier)
                 test = train_explainer(settings, parent, out, share_classifier, mixed_precision, compile)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WINDOWED_S', 'FAMILY', 'GUIDED_ROWS', 'RECIPE', 'AUGMENTATION', 'CLASS_AGNOSTIC', 'WHAT_TO_TRY', 'LMAC',
-           'choose_device', 'computing_on', 'exact', 'MaskedClips', 'explainer_kind', 'as_tapped', 'examined',
-           'training_clips']
+           'choose_device', 'computing_on', 'exact', 'fading_windows', 'MaskedClips', 'explainer_kind', 'as_tapped',
+           'examined', 'training_clips']
 
 # %% ../nbs/11_explain.ipynb #11explainx003
 import contextlib, copy, itertools, json, math, os, tempfile, time, warnings
@@ -299,10 +299,17 @@ def window_size(self:LMAC,
     if n_frames <= self.stft.n_frames(int(longest * self.sample_rate)) or classifier.at_fraction or classifier.heard_s: return 0
     return self.stft.n_frames(int(classifier.duration_s * self.sample_rate))
 
+def fading_windows(
+    n:int, # frames, or samples, of a recording
+    size:int, # of a window
+    device=None, # of the weights
+) -> tuple: # where windows begin; weights to blend them by, which are least at their ends `(size,)`
+    "Windows that overlap by half, the last of which ends with the recording"
+    return [*range(0, n - size, -(-size // 2)), n - size], torch.hann_window(size + 1, device=device)[1:] + 1e-3
+
 def _windows(size, *recording, batch_size=16): # spectrograms `(freq, frame)` of one recording, or None
     "Windows of each, some at a time: their first frames, and what is in them `(window, freq, size)`"
-    n = recording[0].shape[-1]
-    starts = [*range(0, n - size, -(-size // 2)), n - size]
+    starts, _ = fading_windows(recording[0].shape[-1], size)
     for i in range(0, len(starts), batch_size):
         some = starts[i:i + batch_size]
         yield some, *(None if x is None else torch.stack([x[:, s:s + size] for s in some]) for x in recording)
@@ -343,7 +350,7 @@ def windowed_mask(self:LMAC,
 ) -> Tensor: # soft masks `(class, freq, frame)`
     "Masks of the windows of a long recording, blended by weights that are least at their ends"
     size = self.window_size(magnitude.shape[-1])
-    weight = torch.hann_window(size + 1, device=magnitude.device)[1:] + 1e-3
+    _, weight = fading_windows(magnitude.shape[-1], size, magnitude.device)
     mask, total = magnitude.new_zeros(len(target), *magnitude.shape), torch.zeros_like(magnitude[0])
     for starts, *window in _windows(size, magnitude, phase):
         _, maps = self.fast_classifier.with_taps(*window)
@@ -614,6 +621,11 @@ def explainer_kind(
     return getattr(import_module(f'lmac.models.{kind}'), FAMILY[kind])
 
 @patch
+def saved_as(self:LMAC) -> tuple: # classifier; further parts of config.json; further files, name to contents
+    "What is written beside the decoder; explainers of other kinds have more of it"
+    return self.classifier, {}, {}
+
+@patch
 def save_pretrained(self:LMAC,
     folder, # made if it is not there
     classifier_file:str=None, # file of the classifier's weights, relative to `folder`, to refer to instead of saving them
@@ -624,11 +636,13 @@ def save_pretrained(self:LMAC,
     **hub, # as for `push_to_hub`
 ) -> Path: # the folder
     "Write config.json and the weights as safetensors; raises `OSError`, or `ValueError` if the file referred to is another's"
-    save_explainer(folder, self.classifier, self.decoder, self.stft, self.domain, self.provenance, classifier_file, include_classifier)
+    classifier, parts, more = self.saved_as()
+    save_explainer(folder, classifier, self.decoder, self.stft, self.domain, self.provenance, classifier_file, include_classifier, parts, more)
     if card: Path(folder, 'README.md').write_text(model_card(self.classifier, self.provenance, include_classifier=include_classifier), encoding='utf-8')
     if push_to_hub: self.push_to_hub(repo_id or Path(folder).name, include_classifier=include_classifier, **hub)
     return Path(folder)
 
+# %% ../nbs/11_explain.ipynb #4e18c7a7
 @patch(cls_method=True)
 def from_pretrained(cls:LMAC,
     name=DEFAULT_EXPLAINER, # bundled explainer ('esc10-sources'; 'esc10' and 'esc10-finetuned', of single sounds), folder, or id on the Hugging Face hub

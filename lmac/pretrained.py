@@ -289,15 +289,18 @@ def save_explainer(
     provenance:dict=None, # how it was made
     classifier_file:str=None, # file of the classifier's weights in a folder beside this one, '../name/classifier.safetensors', to refer to instead of saving them
     include_classifier:bool=True, # save the classifier's weights too
+    parts:dict={}, # further parts of config.json
+    more:dict={}, # further files, name to contents
 ) -> Path: # the folder
     "Write config.json and the weights; raises `OSError`, or `ValueError` if the file referred to is another's"
     weights = module_bytes(decoder)
-    parts, kind = decoder.saved | dict(file='decoder.safetensors', sha256=sha256_of(weights)), getattr(decoder, 'kind', None)
+    if kind := getattr(decoder, 'kind', None): parts = dict(kind=kind) | parts
     if classifier_file:
         own = module_bytes(classifier.model)
         check_sha256(read_file(weights_file(folder, classifier_file, shared=True), len(own) + HEADER), sha256_of(own), classifier_file)
-    files = explainer_files(classifier, stft, provenance, classifier_file, include_classifier, domain=domain, decoder=parts, **dict(kind=kind) if kind else {})
-    return write_files(folder, files | {'decoder.safetensors': weights})
+    drawn = decoder.saved | dict(file='decoder.safetensors', sha256=sha256_of(weights))
+    files = explainer_files(classifier, stft, provenance, classifier_file, include_classifier, domain=domain, decoder=drawn, **parts)
+    return write_files(folder, files | more | {'decoder.safetensors': weights})
 
 # %% ../nbs/09_pretrained.ipynb #09pretrainedx017
 def explainer_folder(
@@ -474,10 +477,10 @@ def model_card(
 def weights_sha256(
     explainer, # an `LMAC`
 ) -> dict: # `classifier`, `decoder`: hexadecimal
-    "Checksums of an explainer's weights, as its `config.json` would have them"
+    "Checksums of an explainer's weights, as its `config.json` would have them; of other kinds, of their further parts as well"
     with tempfile.TemporaryDirectory() as folder:
         config = json.loads((explainer.save_pretrained(folder) / 'config.json').read_text())
-    return {part: config[part]['sha256'] for part in ('classifier', 'decoder')}
+    return {part: found['sha256'] for part, found in config.items() if isinstance(found, dict) and 'sha256' in found}
 
 def settings_hash(
     settings, # plain values

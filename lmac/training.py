@@ -236,6 +236,11 @@ def one_epoch(self:Learner) -> dict: # means of the training terms
     return {k: self.accelerator.reduce(torch.stack([r[k] for r in rows]).float().mean(), 'mean').item() for k in rows[0]}
 
 # %% ../nbs/08_training.ipynb #06training017
+@patch(as_prop=True)
+def validates(self:Learner):
+    "Whether this epoch ends with a validation"
+    return (self.epoch + 1) % self.validate_every == 0 or self.epoch + 1 == self.epochs
+
 @patch
 @torch.no_grad()
 def validate(self:Learner) -> dict: # means of the per-clip numbers
@@ -252,6 +257,7 @@ def validate(self:Learner) -> dict: # means of the per-clip numbers
     rows = [numbers for _, numbers in sorted(found, key=lambda row: row[0])]
     return {k: torch.cat([r[k] for r in rows]).float().mean().item() for k in rows[0]}
 
+# %% ../nbs/08_training.ipynb #6091ac07
 @patch
 def fit(self:Learner): # a pandas `DataFrame`, one row per epoch
     "Train, from the beginning or from where a callback says"
@@ -264,7 +270,7 @@ def fit(self:Learner): # a pandas `DataFrame`, one row per epoch
             self.call('before_epoch')
             start, lr = time.perf_counter(), self.optimizer.param_groups[0]['lr']
             row = dict(epoch=self.epoch + 1, lr=lr) | {f'train_{k}': v for k, v in self.one_epoch().items()}
-            if (self.epoch + 1) % self.validate_every == 0 or self.epoch + 1 == self.epochs: row |= {f'valid_{k}': v for k, v in self.validate().items()}
+            if self.validates: row |= {f'valid_{k}': v for k, v in self.validate().items()}
             self.history.append(row | dict(seconds=round(time.perf_counter() - start, 2)))
             self.call('after_epoch')
             self.epoch += 1
@@ -308,7 +314,7 @@ class Progress(Callback):
     def cleanup_fit(self, learner): self.bar.close()
 
     def show(self, learner):
-        valid = {k: v for k, v in (learner.history[-1] if learner.history else {}).items() if k.startswith('valid_')}
+        valid = next((found for row in reversed(learner.history) if (found := {k: v for k, v in row.items() if k.startswith('valid_')})), {})
         terms = {k: f'{v.item():.3f}' for k, v in learner.terms.items()} | {k: f'{v:.3f}' for k, v in valid.items()}
         self.bar.set_description(f'epoch {learner.epoch + 1}/{learner.epochs}')
         self.bar.set_postfix(terms, refresh=False)
@@ -360,7 +366,7 @@ class Checkpoint(Callback):
     def after_epoch(self, learner):
         if not learner.folder: return
         values = [row.get(self.monitor) for row in learner.history]
-        if values[-1] is None and (learner.validate_every == 1 or learner.epoch + 1 == learner.epochs):
+        if values[-1] is None and learner.validates:
             raise ValueError(f"There is no {self.monitor!r} to choose the best epoch by. Found: {list(learner.history[-1])}.")
         if not learner.accelerator.is_main_process: return
         pick, worst = (min, float('inf')) if self.mode == 'min' else (max, float('-inf'))
@@ -561,6 +567,19 @@ def constrained_loss(self:ExplainerTask): # the task's own; other tasks may have
 
 # %% ../nbs/08_training.ipynb #06training065
 @patch
+def validation_numbers(self:ExplainerTask,
+    predicted:Tensor, # classes `(batch,)`
+    logits:Tensor, logits_in:Tensor, logits_out:Tensor, # of the whole and of both parts `(batch, class)`
+    mask:Tensor, # that made them `(batch, freq, frame)`
+    magnitude:Tensor, # of the whole, same shape
+) -> dict: # per-clip numbers `(batch,)`
+    "The loss, the share kept, and the metrics, of parts that were classified"
+    loss = self.masking_terms(predicted, logits_in, logits_out, logits, mask, self.loss.unguided(), magnitude=magnitude)['loss']
+    p, p_in, p_out = (self.classifier.one_vs_rest_logits(x, predicted).softmax(1)[:, 0] for x in (logits, logits_in, logits_out))
+    p = dict(p=p, p_in=p_in, p_out=p_out, same=(logits_in.argmax(1) == predicted).float())
+    return dict(loss=loss, kept=mask.mean((1, 2))) | (self.metrics(**p) if self.metrics else p)
+
+@patch
 def validate(self:ExplainerTask,
     waveform:Tensor, # `(batch, time)`
     target:Tensor=None, # not used
@@ -571,11 +590,7 @@ def validate(self:ExplainerTask,
     predicted, numbers = logits.argmax(1), {}
     mask = self.trained(maps, magnitude.shape[-1], predicted).float()
     for prefix, m in (('', mask), ('binary_', binarize(mask))):
-        logits_in, logits_out = self.classify_parts(magnitude, phase, m)
-        loss = self.masking_terms(predicted, logits_in, logits_out, logits, m, self.loss.unguided(), magnitude=magnitude)['loss']
-        p, p_in, p_out = (self.classifier.one_vs_rest_logits(x, predicted).softmax(1)[:, 0] for x in (logits, logits_in, logits_out))
-        p = dict(p=p, p_in=p_in, p_out=p_out, same=(logits_in.argmax(1) == predicted).float())
-        found = dict(loss=loss, kept=m.mean((1, 2))) | (self.metrics(**p) if self.metrics else p)
+        found = self.validation_numbers(predicted, logits, *self.classify_parts(magnitude, phase, m), m, magnitude)
         numbers |= {prefix + k: v for k, v in found.items()}
     return dict(numbers, loss=(numbers['loss'] + numbers['binary_loss']) / 2)
 

@@ -56,6 +56,22 @@ def test_a_function_has_a_page_a_folder_and_a_place_among_methods(sound, tmp_pat
     assert len(parts) == 2
 
 
+def test_a_folder_and_a_benchmark_take_a_function(sound, tmp_path):
+    from lmac.audio import save_audio
+    from lmac.evidence.benchmark import load_method
+    from lmac.pretrained import weights_sha256
+    from lmac.scale.folder import explain_folder
+    explainer = explainer_for_function(band_share, ["band", "else"], RATE, 1., window_s=.2, window_hz=1000.)
+    (tmp_path / "in").mkdir()
+    for name in "ab": save_audio(tmp_path / "in" / f"{name}.wav", sound, RATE)
+    out = explain_folder(explainer, tmp_path / "in", tmp_path / "out")
+    assert (out / "a" / "explanation.flac").is_file() and (out / "explanations.csv").read_text().count("band") >= 2
+    another = explainer_for_function(lambda x: band_share(x)[:, ::-1].copy(), ["band", "else"], RATE, 1., window_s=.2, window_hz=1000.)
+    with pytest.raises(ValueError, match="another explainer"): explain_folder(another, tmp_path / "in", out)
+    assert load_method("lime", explainer).name == "lime"
+    with pytest.raises(ValueError, match="'method'"): LMAC.from_pretrained(explainer.save_pretrained(tmp_path / "saved"))
+
+
 def test_many_and_long_and_several_go_through_a_function(sound):
     explainer = explainer_for_function(band_share, ["band", "else"], RATE, 1., window_s=.5, window_hz=2000.)
     two = explainer.explain([sound, sound.flip(1)], RATE)

@@ -60,7 +60,7 @@ def shell_run(script, environment, *argv, cwd=None):
 
 @pytest.mark.parametrize('command, words', [
     ('lmac-explain', ['[audio ...]', '--out', '--explainer', '--binary', '--threshold', '--target', 'dog,rain', '--top', '--long', '--native_rate', '--speed', '--time_expansion', '--channel', 'm4a', '--region_threshold', 'slower', 'folder', 'Hugging Face', 'esc10', 'report.html', 'timeline.csv', 'regions.csv']),
-    ('lmac-train', ['{classifier,explainer,finetune,zero-shot,l2i}', '--out', '--config', '--classifier', '--explainer', '--share_classifier', '--data',
+    ('lmac-train', ['{classifier,explainer,finetune,zero_shot,l2i}', '--out', '--config', '--classifier', '--explainer', '--share_classifier', '--data',
                     '--epochs', '--seed', '--mixed_precision', 'interrupted', 'urbansound8k']),
     ('lmac-evaluate', ['[explainer]', '--data', '--folds', '--out', '--costs', 'Fid-In', 'esc10'])])
 def test_help(monkeypatch, command, words):
@@ -486,3 +486,18 @@ def test_options_with_hyphens(tmp_path, script, environment, explainer):
         save_audio(tmp_path/'a.wav', make_scene({'rain': 0}, 1., 22050).waveform, 22050)
         shell_run(script, environment, 'lmac-explain', 'a.wav', option, '--explainer', explainer, '--out', tmp_path/option, cwd=tmp_path).ok()
         assert load_audio(tmp_path/option/'explanation.flac')[1] == 22050
+
+
+def test_a_folder_of_another_explainers_results_is_left_alone(tmp_path, capsys):
+    "Nothing of it is lost, unless that is what was asked for; other options of the same explainer go on"
+    (tmp_path/'in').mkdir()
+    save_audio(tmp_path/'in'/'a.wav', make_scene({'dog': 0}).waveform, 16000)
+    def run(**options): lmac.cli.lmac_explain([str(tmp_path/'in')], out=str(tmp_path/'out'), no_report=True, **options)
+    run()
+    before = (tmp_path/'out'/'a'/'explanation.json').read_bytes()
+    with pytest.raises(SystemExit): run(explainer='esc10')
+    assert 'results of another explainer' in capsys.readouterr().err and (tmp_path/'out'/'a'/'explanation.json').read_bytes() == before
+    run(target='rain')
+    assert json.loads((tmp_path/'out'/'a'/'explanation.json').read_text())['label'] == 'rain'
+    run(explainer='esc10', overwrite=True)
+    assert (tmp_path/'out'/'a'/'explanation.json').read_bytes() != before

@@ -357,7 +357,9 @@ def test_what_would_come_out_otherwise_is_explained_again(twice, run, sounds, tm
         r, = run(1, 'lmac-explain', sounds, '--explainer', folder/explainer, '--out', tmp_path/'out', *args)
         return r.ok().out.count('The classifier says')
     assert [explained(), explained(), explained('--binary'), explained('--binary'), explained('--binary', '--overwrite')] == [1, 0, 1, 0, 1]
-    assert explained('--binary', explainer='explainer-2') == 1  # other weights, if only by a rounding
+    r, = run(1, 'lmac-explain', sounds, '--explainer', folder/'explainer-2', '--out', tmp_path/'out', '--binary')  # other weights, if only by a rounding
+    assert r.status == 1 and 'results of another explainer' in r.err
+    assert explained('--binary', '--overwrite', explainer='explainer-2') == 1
 
 def test_one_recording_is_one_process_s_work(trained, run, sounds, tmp_path):
     folder, _ = trained

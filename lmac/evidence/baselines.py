@@ -578,7 +578,7 @@ def train_l2i(
     if not is_main(): return folder  # one of several processes writes
     weights, history = module_bytes(network.cpu()), learner.history
     config = dict(format=1, kind='l2i', stft=stft.config, classifier=classifier.config | dict(sha256=sha256), network=network.config,
-                  sha256=sha256_of(weights), settings=settings, best=min(history, key=lambda row: row['valid_loss']), provenance=run_metadata())
+                  sha256=sha256_of(weights), settings=settings, best=min((row for row in history if 'valid_loss' in row), key=lambda row: row['valid_loss']), provenance=run_metadata())
     return write_files(folder, {'config.json': json.dumps(config, indent=1).encode(), 'l2i.safetensors': weights})
 
 # %% ../../nbs/evidence/baselines.ipynb #09baselines095

@@ -37,8 +37,7 @@ class LMACAttribution(Attribution):
     ): # masks in [0, 1], as `inputs` are: a tensor, or a tuple of one
         "The mask; raises `ValueError` for more than one input, and as `LMAC.attribute`"
         if isinstance(inputs, tuple) and len(inputs) != 1: raise ValueError(f"An explainer takes one input, magnitudes. Found: {len(inputs)}. The phase is for additional_forward_args.")
-        magnitude, more = inputs[0] if isinstance(inputs, tuple) else inputs, additional_forward_args
-        phase = more[0] if isinstance(more, tuple) and more else more or None if not isinstance(more, Tensor) else more
+        magnitude, phase = (x[0] if isinstance(x, tuple) and x else x for x in (inputs, additional_forward_args))
         mask = self.explainer.attribute(magnitude, target, threshold, phase).clone(memory_format=torch.contiguous_format)  # captum looks at it with `view`
         return (mask,) if isinstance(inputs, tuple) else mask
 
@@ -85,8 +84,12 @@ class FunctionModel(nn.Module):
         return found.to(waveform.device)
 
 class _Drawn(nn.Module):
-    "What stands where others have a decoder"
-    def __init__(self, n_classes): super().__init__(); self.n_classes = n_classes; self.register_parameter('place', nn.Parameter(torch.zeros(0)))
+    "What stands where others have a decoder: the method, and what it depends on"
+    kind = 'method' # which no folder can be loaded from
+    def __init__(self, method, n_classes):
+        super().__init__()
+        self.n_classes, self.nothing, of = n_classes, nn.Parameter(torch.zeros(0)), getattr(method.classifier.model, 'function', None)
+        self.saved = dict(method=method.name, settings=method.settings, function=of and f"{of.__module__}.{getattr(of, '__qualname__', type(of).__name__)}")
     def folded(self): return self
 
 # %% ../../nbs/evidence/bridges.ipynb #a789ce2c
@@ -98,7 +101,7 @@ class MethodExplainer(LMAC):
         stft:STFT, # waveform to magnitude
     ):
         self.method = method
-        super().__init__(classifier, _Drawn(len(classifier.labels)), stft, method.domain, dict(method=method.name))
+        super().__init__(classifier, _Drawn(method, len(classifier.labels)), stft, method.domain, dict(method=method.name))
 
 @patch
 def check_parts(self:MethodExplainer):

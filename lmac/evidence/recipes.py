@@ -36,7 +36,7 @@ from ..training import Constraints, ExplainerTask, fit_task
 
 # %% ../../nbs/evidence/recipes.ipynb #09recipes005
 CONFIGS = Path(str(files('lmac'))) / 'configs' # of the bundled models
-STAGES = dict(classifier='esc10-classifier', explainer='esc10', finetune='esc10-finetuned', l2i='esc10-l2i', **{'zero-shot': 'esc10-zero-shot'})
+STAGES = dict(classifier='esc10-classifier', explainer='esc10', finetune='esc10-finetuned', l2i='esc10-l2i', zero_shot='esc10-zero-shot')
 
 def _plain_values(found):
     "`ValueError` unless a configuration is text, numbers, lists and settings by name, 10,000 in all, aliases counted wherever they stand"
@@ -69,7 +69,8 @@ LEARNER = dict(augmentation=(), monitor=('monitor', 'mode'))
 EXPLAINER = LEARNER | dict(domain=None, loss=())
 NEEDED = dict(
     classifier=LEARNER | dict(sample_rate=None, duration_s=None, taps=None, stft=('n_fft',), front_end=('n_mels',), network=()),
-    explainer=EXPLAINER, finetune=EXPLAINER, l2i=dict(n_components=None), **{'zero-shot': EXPLAINER | dict(prompts=(), alignment=('epochs', 'lr'), scale=None, decoder=())})
+    explainer=EXPLAINER, finetune=EXPLAINER, l2i=dict(n_components=None),
+    zero_shot=EXPLAINER | dict(prompts=(), alignment=('epochs', 'lr'), scale=None, decoder=()))
 ALWAYS_NEEDED = dict(data=('dataset', 'train', 'valid'), training=('epochs', 'batch_size', 'lr', 'seed'))
 
 def check_config(
@@ -125,7 +126,7 @@ def _train(task, dataset, config, out, mixed_precision, compile, callbacks=()):
 def _training_record(config, learner):
     "How a model was made, in plain values: configuration, command, versions, machine, epochs, time, validation numbers"
     monitor, mode = config['monitor']['monitor'], min if config['monitor']['mode'] == 'min' else max
-    best = mode(learner.history, key=lambda row: row[monitor])
+    best = mode((row for row in learner.history if monitor in row), key=lambda row: row[monitor])  # not each epoch is validated
     dataset = config['data']['dataset']
     shown = Path(dataset).name if Path(dataset).is_absolute() else dataset  # folders of one machine say nothing on another
     return dict(config=config | dict(data=config['data'] | dict(dataset=shown)), command=command_line(sys.argv), lmac_version=__version__, torch_version=torch.__version__.split('+')[0],
@@ -217,6 +218,12 @@ def average_weights(
         if x.is_floating_point(): x.lerp_(other[name].to(x), share)
 
 # %% ../../nbs/evidence/recipes.ipynb #ed46bbe5
+def _shared_weights(parent, parts, out):
+    "Where the classifier's weights lie, from the new folder; raises `ValueError` for a place that nobody could load them from"
+    shared = Path(os.path.relpath(parent / parts['classifier']['file'], out)).as_posix()
+    weights_file(out, shared, shared=True)
+    return shared
+
 def _decoder_to_train(classifier, stft, parent, config):
     "A new decoder, or the one of the explainer that is fine-tuned; with the part `time_domain` one that makes waveforms"
     if 'time_domain' not in config: return MaskDecoder.for_classifier(classifier, stft, **config['decoder']) if 'decoder' in config else LMAC.from_pretrained(parent).decoder
@@ -235,8 +242,7 @@ def train_explainer(
 ) -> dict: # numbers on the test folds; empty in all but the main process
     "Train or fine-tune a decoder and write an explainer that `LMAC.from_pretrained` loads, history and model card"
     classifier, stft, parts = load_classifier(parent)
-    shared = Path(os.path.relpath(parent / parts['classifier']['file'], out)).as_posix() if share_classifier else None
-    if shared: weights_file(out, shared, shared=True)
+    shared = _shared_weights(parent, parts, out) if share_classifier else None
     dataset = open_dataset(config['data'], classifier.sample_rate, classifier.duration_s)
     if dataset.labels != classifier.labels:
         raise ValueError(f"The data have the classes {dataset.labels}, the classifier {classifier.labels}: they must be the same.")
@@ -263,7 +269,7 @@ def train_explainer(
 
 # %% ../../nbs/evidence/recipes.ipynb #1df58de7
 def prompts_of(
-    config:dict, # of the stage zero-shot
+    config:dict, # of the stage zero_shot
     labels:list, # classes of the data
     part:str='train', # or 'held_out'
 ) -> list: # for each class, a list of texts
@@ -285,16 +291,17 @@ def train_zero_shot(
 ) -> dict: # numbers on the test folds; empty in all but the main process
     "Align a classifier's trunk with sentences, train a `PromptDecoder` for it, and write an explainer that `LMAC.from_pretrained` loads"
     classifier, stft, parts = load_classifier(parent)
-    dataset, sentences = open_dataset(config['data'], classifier.sample_rate, classifier.duration_s), SentenceEncoder()
-    texts, data = prompts_of(config, dataset.labels), config['data']
+    shared = _shared_weights(parent, parts, out) if share_classifier else None
+    data, dataset, sentences = config['data'], open_dataset(config['data'], classifier.sample_rate, classifier.duration_s), SentenceEncoder()
+    texts = prompts_of(config, dataset.labels)
     set_seed(config['training']['seed'])
     alike = [sentences(group) for group in texts]
     encoder = AudioEncoder(classifier.model, alike[0].shape[1])
     task = AlignmentTask(encoder, classifier.front_end, stft, alike, classifier.sample_rate, config['scale'])
     aligned = fit_task(task, dataset.fold(*data['train']), dataset.fold(*data['valid']), folder=out / 'alignment', **config['alignment'])
-    first, (names, _) = [group[0] for group in texts], (list(classifier.taps), task.cpu())
-    explainer = ZeroShotLMAC.for_zero_shot(encoder, sentences, first, classifier.front_end, config['scale'], config['domain'], **config['decoder'], taps=[f'encoder.trunk.{tap}' for tap in names],
-                              map_layout=classifier.map_layout, sample_rate=classifier.sample_rate, stft=stft, duration_s=classifier.duration_s)
+    task.cpu()
+    explainer = ZeroShotLMAC.for_zero_shot(encoder, sentences, [group[0] for group in texts], classifier.front_end, config['scale'], config['domain'], **config['decoder'], stft=stft,
+                                           taps=[f'encoder.trunk.{tap}' for tap in classifier.taps], map_layout=classifier.map_layout, sample_rate=classifier.sample_rate, duration_s=classifier.duration_s)
     task = explainer_task(explainer.classifier, explainer.decoder, stft, config, ZeroShotTask, prompts=alike, metrics=probabilities_metrics)
     made = _train(task, dataset, config, out, mixed_precision, compile)
     if made is None: return {}
@@ -302,6 +309,6 @@ def train_zero_shot(
     task.draw_prompts(first=True)
     explainer.provenance = made | dict(test=test, alignment=dict(seconds=round(sum(row['seconds'] for row in aligned.history), 1)))
     explainer.set_decoder(explainer.decoder)
-    explainer.save_pretrained(out, Path(os.path.relpath(parent / parts['classifier']['file'], out)).as_posix() if share_classifier else None)
+    explainer.save_pretrained(out, shared)
     write_atomically(out / 'README.md', _training_card(out.name, "A zero-shot explainer (after LMAC-ZS), which is asked in words, and the classifier that it explains.", made, test).encode())
     return test

@@ -31,10 +31,11 @@ def _module_for(name, args, kwargs): # of a call: a module and what it takes; No
         if name == pool: return getattr(nn, ''.join(part.capitalize() for part in pool.split('_')))(*more, **kwargs), x
     if name in ('relu', 'relu_'): return nn.ReLU(), x
     if name in ('gelu', 'silu', 'elu'): return dict(gelu=nn.GELU, silu=nn.SiLU, elu=nn.ELU)[name](), x
-    branches = name in ('add', '__add__', 'add_', '__iadd__') and isinstance(more[0], Tensor) and x.shape == more[0].shape and x.requires_grad and more[0].requires_grad
-    return (_Add(), torch.stack([x, more[0]], -1)) if branches else None
+    other = more[0] if more else kwargs.get('other')
+    branches = name in ('add', '__add__', 'add_', '__iadd__') and isinstance(other, Tensor) and x.shape == other.shape and x.requires_grad and other.requires_grad
+    return (_Add(), torch.stack([x, other], -1)) if branches else None
 
-_NO_RULE = dict.fromkeys(('softmax', 'scaled_dot_product_attention', 'multi_head_attention_forward'), 'attention, for which there are no rules here') | dict.fromkeys(
+_NO_RULE = dict.fromkeys(('softmax', 'scaled_dot_product_attention', 'multi_head_attention_forward'), 'attention, or a softmax, for which there are no rules here') | dict.fromkeys(
     ('log', 'log10', 'log1p', 'log2', 'stft'), 'a logarithm or a transform: relevance must start behind it, so hand the features in as a front_end')
 
 # %% ../../nbs/evidence/relevance.ipynb #3fb2623b

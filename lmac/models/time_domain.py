@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..decoder import CandidateGate, MaskDecoder, TopDownBlock
-from ..explain import LMAC, MaskedClips, exact
-from ..masking import DOMAINS, apply_mask, binarize
+from ..explain import LMAC, MaskedClips, exact, fading_windows
+from ..masking import DOMAINS, WAVEFORM, apply_mask, binarize
 from .sources import SourcesTask
 from ..pretrained import ClassifierFolder, Name, Settings, Sha256, Size, config_errors, load_classifier, load_weights, weights_file
 from ..spectrogram import STFT, magnitude_of
@@ -48,8 +48,7 @@ class FilterBank(nn.Module):
 
     def encode(self, waveform:Tensor) -> Tensor: # `(batch, time)` to `(batch, channel, frame)`, not negative
         length = waveform.shape[-1]
-        after = (self.n_frames(length) + 1) * self.stride - self.stride - length
-        return F.relu(F.conv1d(F.pad(waveform, (self.stride, after))[:, None], self.filters, stride=self.stride))
+        return F.relu(F.conv1d(F.pad(waveform, (self.stride, self.n_frames(length) * self.stride - length))[:, None], self.filters, stride=self.stride))
 
     def decode(self, encoded:Tensor, length:int) -> Tensor: # `(batch, channel, frame)` to `(batch, length)`; `decode(encode(x), len(x)) = x`
         return F.conv_transpose1d(encoded, self.filters, stride=self.stride)[:, 0, self.stride:self.stride + length]
@@ -159,9 +158,6 @@ class WaveformDecoder(nn.Module):
     def draw(self, coefficients, maps, target): raise NotImplementedError # a mask of their shape, real or complex
     def synthesise(self, coefficients, length): raise NotImplementedError # coefficients to `(batch, length)`
 
-    @property
-    def config(self) -> dict: return dict(self.settings) # keyword arguments that make this decoder again
-
     def folded(self): return copy.deepcopy(self).eval().requires_grad_(False)
 
 @patch
@@ -194,11 +190,14 @@ class FilterBankDecoder(WaveformDecoder):
     ):
         super().__init__()
         if not 0 <= alpha <= 1: raise ValueError(f"alpha must be between 0 and 1. Found: {alpha}.")
-        self.settings = dict(tap_channels=list(tap_channels), n_classes=n_classes, kernel=kernel, bank_channels=bank_channels, alpha=alpha, channels=channels, rows=rows, dropout=dropout, **network)
+        self.settings = dict(n_classes=n_classes, kernel=kernel, bank_channels=bank_channels, alpha=alpha, channels=channels, rows=rows, dropout=dropout, **network)
         self.tap_channels, self.n_classes, self.alpha = list(tap_channels), n_classes, alpha
         self.bank = FilterBank(kernel, bank_channels)
         self.frames = FramesDecoder(tap_channels, bank_channels, channels, rows, n_classes, dropout) if alpha else None
         self.network = DualPathNetwork(bank_channels, **network)
+
+    @property
+    def config(self) -> dict: return dict(tap_channels=self.tap_channels) | self.settings # keyword arguments that make this decoder again
 
     def analyse(self, waveform): return self.bank.encode(waveform)
     def synthesise(self, coefficients, length): return self.bank.decode(coefficients, length)
@@ -298,10 +297,7 @@ def validate(self:TimeDomainTask,
     predicted = logits.argmax(1)
     mask, part = self.masked_in(magnitude, phase, maps, predicted)
     logits_in, logits_out = self.classify_drawn(magnitude, phase, mask, part)
-    loss = self.masking_terms(predicted, logits_in, logits_out, logits, mask, self.loss.unguided(), magnitude=magnitude)['loss']
-    p, p_in, p_out = (self.classifier.one_vs_rest_logits(x, predicted).softmax(1)[:, 0] for x in (logits, logits_in, logits_out))
-    p = dict(p=p, p_in=p_in, p_out=p_out, same=(logits_in.argmax(1) == predicted).float())
-    return dict(loss=loss, kept=mask.mean((1, 2)), source=self.source_in_mixtures(waveform)) | (self.metrics(**p) if self.metrics else p)
+    return self.validation_numbers(predicted, logits, logits_in, logits_out, mask, magnitude) | dict(source=self.source_in_mixtures(waveform))
 
 # %% ../../nbs/models/time_domain.ipynb #232a8157
 class SeparatedClips(MaskedClips):
@@ -317,14 +313,14 @@ class SeparatedClips(MaskedClips):
 
 class TimeDomainLMAC(LMAC):
     "An explainer whose explanations are waveforms (after LMAC-TD, arXiv 2409.08655); its masks are ratios of spectrograms"
-    domain, task = 'waveform', TimeDomainTask
+    task = TimeDomainTask
+    needs_phase = True # a waveform is what it separates
     def __init__(self,
         classifier, # frozen `TappedClassifier`
         decoder:WaveformDecoder, # trained for it
         stft:STFT, # of the classifier
         provenance:dict=None, # as for `LMAC`
-    ): super().__init__(classifier, decoder, stft, 'waveform', provenance)
-    needs_phase = True # a waveform is what it separates
+    ): super().__init__(classifier, decoder, stft, WAVEFORM, provenance)
 
 # %% ../../nbs/models/time_domain.ipynb #9946dfab
 @patch
@@ -341,9 +337,6 @@ def check_parts(self:TimeDomainLMAC):
     if not self.decoder.separate(x, maps, logits.argmax(1)).isfinite().all():
         raise ValueError("The decoder must give finite numbers. Found NaN or infinity: its weights are damaged. Get the folder again, or train anew.")
 
-def _ramp(n, device): # weights of windows that overlap by half, which are least at their ends `(n,)`
-    return torch.hann_window(n + 1, device=device)[1:] + 1e-3
-
 @patch
 def separate(self:TimeDomainLMAC,
     waveform:Tensor, # `(batch, time)`
@@ -356,8 +349,8 @@ def separate(self:TimeDomainLMAC,
     n, whole = len(target), waveform.expand(len(target), -1)
     if maps is not None: return self.fast_decoder.separate(whole, [m.expand(n, -1, -1, -1) for m in maps], target, contrast)
     size = int(self.classifier.duration_s * self.sample_rate)
-    found, total, weight = torch.zeros_like(whole), torch.zeros_like(whole[0]), _ramp(size, whole.device)
-    for start in [*range(0, whole.shape[1] - size, size // 2), whole.shape[1] - size]:
+    found, total, (starts, weight) = torch.zeros_like(whole), torch.zeros_like(whole[0]), fading_windows(whole.shape[1], size, whole.device)
+    for start in starts:
         window = slice(start, start + size)
         _, maps = self.fast_classifier.with_taps(*self.stft(waveform[:, window]))
         found[:, window] += weight * self.separate(waveform[:, window], maps, target, contrast)
@@ -379,13 +372,7 @@ def draw_clips(self:TimeDomainLMAC, waveform, spectrum, maps, target, threshold=
 # %% ../../nbs/models/time_domain.ipynb #403d339b
 @patch
 @exact
-def attribute(self:TimeDomainLMAC,
-    magnitude:Tensor, # magnitude spectrogram `(batch, freq, frame)`
-    target=None, # class index or indices `(batch,)`; None: the predicted classes
-    threshold:float=None, # round the ratio at this; None leaves it soft
-    phase:Tensor=None, # in radians, same shape; needed
-    contrast=None, # class index or indices `(batch,)`
-) -> Tensor: # ratio of the part's spectrogram to `magnitude`, in [0, 1], same shape
+def attribute(self:TimeDomainLMAC, magnitude, target=None, threshold=None, phase=None, contrast=None): # as of `LMAC`, of which this one needs the phase
     "What speaks for a class, as a ratio of spectrograms; raises `ValueError` without the phase, as it takes a waveform to separate"
     return self.split(magnitude, phase, target, threshold, contrast)[0]
 
@@ -415,7 +402,7 @@ DECODERS = {d.architecture: d for d in (FilterBankDecoder, ComplexMaskDecoder)}
 @patch(as_prop=True)
 def saved(self:WaveformDecoder) -> dict: # what `waveform_decoder` needs beside the classifier
     "What of it is written into an explainer's folder"
-    return dict(architecture=self.architecture, settings={k: v for k, v in self.settings.items() if k != 'tap_channels'})
+    return dict(architecture=self.architecture, settings=self.settings)
 
 def waveform_decoder(
     classifier, # the `TappedClassifier` to explain
@@ -500,7 +487,7 @@ class _ComplexMaskFile(Settings):
 
 class TimeDomainFolder(ClassifierFolder, extra='forbid'):
     "The config.json of an explainer in the time domain"
-    domain: Literal['waveform']
+    domain: Literal[WAVEFORM]
     decoder: Annotated[_FilterBankFile|_ComplexMaskFile, Field(discriminator='architecture')]
 
 # %% ../../nbs/models/time_domain.ipynb #a32d6217

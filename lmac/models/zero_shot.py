@@ -27,8 +27,7 @@ from ..explain import LMAC
 from .checkpoints import ClapLogMel
 from ..masking import DOMAINS
 from .sources import SourcesTask
-from ..pretrained import (ClassifierFolder, Name, Settings, Sha256, Size, config_errors, explainer_files, load_classifier, load_weights, model_card, module_bytes, sha256_of, weights_file,
-                             write_files)
+from ..pretrained import ClassifierFolder, Name, Settings, Sha256, Size, config_errors, load_classifier, load_weights, module_bytes, sha256_of, weights_file
 from ..spectrogram import STFT
 from ..training import Task, random_mix, random_noise, random_roll
 
@@ -73,6 +72,7 @@ class PromptGate(CandidateGate):
 
 class PromptDecoder(MaskDecoder):
     "A mask for each prompt; takes what `MaskDecoder` takes"
+    kind = 'zero_shot' # of the explainer, as a folder names it
     def __init__(self, tap_channels, *args, n_text:int, rank:int=32, **settings):
         super().__init__(tap_channels, *args, **settings | dict(n_classes=None))
         gate = self.weigh
@@ -175,19 +175,22 @@ def check_prompts(
     if len(prompts) < 2: raise ValueError(f"A zero-shot classifier compares prompts, two at least: “rain on a roof” beside “a dog barking”, say. Found: {prompts}.")
     return check_labels(prompts)
 
-def _asking(decoder, prompts):
+def _decoder_for(decoder, prompts):
     "The same decoder, asked about other prompts"
     other, gate = copy.copy(decoder), copy.copy(decoder.weigh)
     gate.prompts = prompts
     other._modules = decoder._modules | dict(weigh=gate)
     return other
 
-def _asked(classifier, prompts, box, fast):
-    "The same classifier, asked about other prompts; its folded network is shared"
-    model, fast = copy.copy(classifier.model), copy.copy(fast)
-    model.prompts = fast.prompts = box
+def _classifier_for(classifier, prompts, box, fast=None):
+    "The same classifier, asked about other prompts; what is folded of it already, `fast`, is shared"
+    model = copy.copy(classifier.model)
+    model.prompts = box
     other = classifier.with_model(model)
-    other.labels, other._folded = prompts, (model, classifier._folded[1], fast)
+    other.labels = prompts
+    if fast is not None:
+        fast = copy.copy(fast)
+        fast.prompts, other._folded = box, (model, classifier._folded[1], fast)
     return other
 
 # %% ../../nbs/models/zero_shot.ipynb #7525e5e8
@@ -200,8 +203,8 @@ def with_prompts(self:ZeroShotLMAC,
     prompts, known = check_prompts(prompts), dict(zip(self.labels, self.classifier.model.prompts.embeddings))
     if embeddings is None: embeddings = torch.stack([known[p] for p in prompts]) if known.keys() >= set(prompts) else (self.text_encoder or _sentences())(prompts)
     other, box = copy.copy(self), Prompts(embeddings)
-    other.classifier = _asked(self.classifier, prompts, box, self.fast_classifier.model)
-    other.decoder, other.fast_decoder = (_asking(decoder, box) for decoder in (self.decoder, self.fast_decoder))
+    other.classifier = _classifier_for(self.classifier, prompts, box, self.fast_classifier.model)
+    other.decoder, other.fast_decoder = (_decoder_for(decoder, box) for decoder in (self.decoder, self.fast_decoder))
     return other
 
 @patch
@@ -232,23 +235,22 @@ def _of_trunk(classifier):
     if not isinstance(encoder, AudioEncoder): return classifier
     return TappedClassifier(encoder.trunk, classifier.front_end, [tap.removeprefix('encoder.trunk.') for tap in classifier.taps], classifier.labels, classifier.sample_rate, classifier.map_layout, classifier.duration_s)
 
+def _with_words(trunk, words, scale, labels):
+    "The classifier of prompts on top of a trunk as `_of_trunk` gives it"
+    encoder = AudioEncoder(trunk.model, words.prompts.shape[1])
+    encoder.project = words.project
+    return TappedClassifier(PromptClassifier(encoder, Prompts(words.prompts), scale), trunk.front_end, [f'encoder.trunk.{tap}' for tap in trunk.taps], labels, trunk.sample_rate, trunk.map_layout, trunk.duration_s)
+
 @patch
-def save_pretrained(self:ZeroShotLMAC,
-    folder, # made if it is not there
-    classifier_file:str=None, # as for `LMAC.save_pretrained`, of the trunk
-    include_classifier:bool=True, # as for `LMAC.save_pretrained`
-    card:bool=False, # write a model card, README.md, as well
-) -> Path: # the folder
-    "Write config.json and the weights as safetensors; raises `OSError`"
+def saved_as(self:ZeroShotLMAC):
+    "The trunk as a classifier, and the projection and the prompts"
     encoder, embeddings = self.classifier.model.encoder, self.classifier.model.prompts.embeddings
     words = _Words(None, embeddings.shape[1], len(embeddings))
     if isinstance(encoder, AudioEncoder): words.project = encoder.project
-    words.prompts, weights = embeddings.cpu(), module_bytes(self.decoder)
-    parts = dict(scale=float(self.classifier.model.scale), n_features=embeddings.shape[1], file='words.safetensors', sha256=sha256_of(module_bytes(words)))
-    files = explainer_files(_of_trunk(self.classifier), self.stft, self.provenance, classifier_file, include_classifier, domain=self.domain, kind='zero_shot', zero_shot=parts,
-                            decoder=self.decoder.saved | dict(file='decoder.safetensors', sha256=sha256_of(weights)))
-    if card: files['README.md'] = model_card(self.classifier, self.provenance, include_classifier=include_classifier).encode()
-    return write_files(folder, files | {'decoder.safetensors': weights, 'words.safetensors': module_bytes(words)})
+    words.prompts = embeddings.cpu()
+    data = module_bytes(words)
+    parts = dict(scale=float(self.classifier.model.scale), n_features=embeddings.shape[1], file='words.safetensors', sha256=sha256_of(data))
+    return _of_trunk(self.classifier), dict(zero_shot=parts), {parts['file']: data}
 
 # %% ../../nbs/models/zero_shot.ipynb #5ce9b860
 class _PromptDecoderSettings(Settings):
@@ -281,15 +283,11 @@ def load(cls:ZeroShotLMAC,
     classifier=None, # for an explainer of an audio encoder of your own: a `TappedClassifier` of a `PromptClassifier`
 ) -> ZeroShotLMAC:
     "What `LMAC.from_pretrained` does for this kind; raises as that"
-    handed, (classifier, stft, config) = classifier, load_classifier(folder, classifier, ZeroShotFolder)
-    parts, words, trunk = config['decoder'], config['zero_shot'], None if handed else classifier.model
-    found = load_weights(lambda: _Words(trunk and trunk.fc.in_features, words['n_features'], len(config['classifier']['labels'])), weights_file(folder, words['file']), words['sha256'])
-    if trunk:
-        encoder = AudioEncoder(trunk, words['n_features'])
-        encoder.project = found.project
-        classifier = TappedClassifier(PromptClassifier(encoder, Prompts(found.prompts), words['scale']), classifier.front_end, [f'encoder.trunk.{tap}' for tap in classifier.taps],
-                                      classifier.labels, classifier.sample_rate, classifier.map_layout, classifier.duration_s)
-    else: classifier.model.prompts.embeddings, classifier.labels = found.prompts, config['classifier']['labels']
+    ours, (classifier, stft, config) = classifier is None, load_classifier(folder, classifier, ZeroShotFolder)
+    parts, words, labels = config['decoder'], config['zero_shot'], config['classifier']['labels']
+    n_trunk = classifier.model.fc.in_features if ours else None
+    found = load_weights(lambda: _Words(n_trunk, words['n_features'], len(labels)), weights_file(folder, words['file']), words['sha256'])
+    classifier = _with_words(classifier, found, words['scale'], labels) if ours else _classifier_for(classifier, labels, Prompts(found.prompts))
     classifier.guide = parts['guide']
     with config_errors(Path(folder) / 'config.json'): sizes = MaskDecoder.sizes_for(classifier, stft, **{k: parts[k] for k in ('channels', 'head_channels', 'dropout')}) | dict(rank=parts['rank'])
     decoder = load_weights(lambda: PromptDecoder(**sizes, n_text=parts['n_text']), weights_file(folder, parts['file']), parts['sha256'])
