@@ -362,24 +362,47 @@ def lmac_experiment(
 # %% ../nbs/13_cli.ipynb #cd0c1fdc
 @command
 def lmac_study(
-    action:Param('check: what is wrong with the answers; page: write the study as one HTML file for listeners', str, choices=['check', 'page']),
+    action:Param('make: a study of mixtures, and its page; page: write a study as one HTML file for listeners; check: what is wrong with the answers', str, choices=['make', 'page', 'check']),
     folder:Param('Folder of the study', str),
     answers:str=None, # Folder of the answers, by default answers/ in the folder of the study
     simulated:store_true=False, # Check simulated answers, which are never mixed with real ones
     out:str=None, # File for the page, by default study.html in the folder of the study
+    explainer:str=DEFAULT_EXPLAINER, # To make one: bundled explainer or folder, whose classifier is asked
+    methods:Param('To make one: methods to compare, as for lmac-evaluate; by default two explainers, one of masks on the spectrogram and one of waveforms', str, nargs='+')=None,
+    data:str='esc10', # To make one: clips to mix, as for lmac-evaluate; scenes are synthetic
+    folds:Param('To make one: folds of the clips', int, nargs='+')=[5],
+    n:int=10, # To make one: mixtures to rate, a minute of listening each; one more is for practice
+    seed:int=0, # To make one: of pairs and orders
 ):
-    "Check the answers to a listening study, or write its page"
+    "Make a listening study of mixtures, write its page, or check the answers"
     with one_line_errors('lmac-study'):
         from lmac.evidence.record import needs
-        with needs('lmac[listen]'): from lmac.listen.study import Study, check_answers, study_html
-        study = Study.open(folder)
-        if action == 'page':
-            print(f"written to {write_atomically(out or study.folder / 'study.html', study_html(study).encode())}")
-            return
-        found = check_answers(study, answers, simulated)
-        for row in found.itertuples(): print(f"{row.file}{f', line {row.line}' if row.line else ''}: {row.fault}")
-        if wrong := int((~found.skipped.astype(bool)).sum()): raise ValueError(f"Lines must be answers to the study. Found: {wrong} that are not. Mend or remove them in a copy of the file.")
-        print(f"Skipped: {len(found)}; all others are answers." if len(found) else "Nothing is wrong with the answers.")
+        with needs('lmac[listen]'): from lmac.listen.study import Study
+        if action == 'make': study = _make_study(folder, explainer, methods, data, folds, n, seed)
+        else: study = Study.open(folder)
+        if action == 'check': _check_answers(study, answers, simulated)
+        else: _write_page(study, out)
+
+# %% ../nbs/13_cli.ipynb #115da069
+def _make_study(folder, explainer, methods, data, folds, n, seed):
+    "A study of mixtures of clips that a data set has"
+    from lmac.listen.study import SPECTROGRAM_OR_TIME, build_study, mixture_sessions
+    lmac = LMAC.from_pretrained(explainer)
+    with _open_clips(data, lmac) as dataset: sessions = mixture_sessions(lmac, dataset.fold(*folds) if data != 'scenes' else dataset, n + 1, seed=seed)
+    return build_study(sessions, folder, methods or SPECTROGRAM_OR_TIME, title='What speaks for this class?', seed=seed)
+
+def _write_page(study, out):
+    "The study as one file"
+    from lmac.listen.study import study_html
+    print(f"{len(study.plan['trials'])} trials for each listener; written to {write_atomically(out or study.folder / 'study.html', study_html(study).encode())}: open it in a browser, or send it to listeners.")
+
+def _check_answers(study, answers, simulated):
+    "Print what is wrong with the answers; `ValueError` for those that nobody can have given"
+    from lmac.listen.study import check_answers
+    found = check_answers(study, answers, simulated)
+    for row in found.itertuples(): print(f"{row.file}{f', line {row.line}' if row.line else ''}: {row.fault}")
+    if wrong := int((~found.skipped.astype(bool)).sum()): raise ValueError(f"Lines must be answers to the study. Found: {wrong} that are not. Mend or remove them in a copy of the file.")
+    print(f"Skipped: {len(found)}; all others are answers." if len(found) else "Nothing is wrong with the answers.")
 
 # %% ../nbs/13_cli.ipynb #cc4fbfa9
 @command

@@ -368,6 +368,14 @@ def test_the_command_writes_the_page(study, tmp_path, commands):
     assert commands(1, "lmac-study", "check", study.folder)[0].ok().out == "Nothing is wrong with the answers.\n"
 
 
+def test_a_study_is_made_from_a_shell(tmp_path, commands):
+    run, = commands(1, "lmac-study", "make", tmp_path/"study", "--data", "scenes", "--methods", "lmac", "energy", "--n", "2")
+    run.ok()
+    made = Study.open(tmp_path/"study")
+    assert [trial["kind"] for trial in made.plan["trials"]].count("rating") == 3 and (tmp_path/"study/study.html").read_text() == study_html(made)
+    assert {x["condition"] for x in made.key.values()} == {"lmac", "energy", REFERENCE, ANCHOR}
+
+
 def test_what_was_put_in_comes_out(study, answered):
     ratings, pairs = read_answers(study, answered, simulated=True)
     kept = screen_listeners(ratings, least=80).kept

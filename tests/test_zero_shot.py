@@ -258,3 +258,24 @@ def test_a_folder_keeps_the_answers_to_its_own_prompts(explainer, scene, tmp_pat
     explain_folder(explainer, tmp_path / "in", tmp_path / "out")
     with pytest.raises(ValueError, match="other prompts"): explain_folder(explainer.with_prompts(["rain falling", "a clock"]), tmp_path / "in", tmp_path / "out")
     assert read_explanation(tmp_path / "out" / "a")["label"] in explainer.labels
+
+
+def test_the_mask_is_redrawn_as_one_types(explainer, scene):
+    from lmac.listen.widgets import Prompter
+    form = Prompter(explainer, scene, 16000, others=["rain", "a clock ticking"])
+    assert form.text.value == explainer.labels[explainer.classify(scene, 16000).argmax()] and form.text.continuous_update
+    masks = {}
+    for prompt in ("a dog barking", "a puppy yaps", "rain"):
+        form.text.value = prompt
+        masks[prompt] = form.explanation.mask
+        assert form.explanation.label == prompt and not form.status.value and prompt in form.static()
+    asked = explainer.explain(scene, 16000, target="rain", prompts=["rain", "a clock ticking"])
+    torch.testing.assert_close(masks["rain"], asked.mask, atol=1e-5, rtol=0)  # which it does not compete with itself
+    assert (masks["rain"] - masks["a dog barking"]).abs().mean() > (masks["a puppy yaps"] - masks["a dog barking"]).abs().mean() > 0
+    form.text.value = "  "
+    assert "Type what to listen for" in form.status.value and form.explanation.label == "rain"
+
+
+def test_an_explainer_of_classes_cant_be_asked_in_words(scene):
+    from lmac.listen.widgets import Prompter
+    with pytest.raises(ValueError, match="esc10-zero-shot"): Prompter("esc10", scene, 16000)

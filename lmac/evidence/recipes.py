@@ -259,7 +259,7 @@ def train_explainer(
         made |= dict(validation={k: round(v, 4) for k, v in _test(task, dataset, config['data']['valid']).items()})
     test = _test(task, dataset, config['data'].get('test'))
     made |= dict(test=test)
-    explainer = TimeDomainLMAC(classifier, decoder, stft, made) if 'time_domain' in config else LMAC(classifier, decoder, stft, config['domain'], made)
+    explainer = TimeDomainLMAC(classifier, decoder, stft, provenance=made) if 'time_domain' in config else LMAC(classifier, decoder, stft, config['domain'], made)
     explainer.save_pretrained(out, shared)
     home = (parent / parts['classifier']['file']).resolve().parent.name
     for_what = ', whose explanations are made as waveforms' if 'time_domain' in config else ', fine-tuned for listening' if 'guidance' in config else ', trained to give each class its part of a mixture' if 'sources' in config else ''

@@ -106,20 +106,24 @@ def _probabilities(explainer, magnitude):
     return torch.cat([explainer.classifier(part.to(explainer.device)).softmax(1).cpu() for part in magnitude.split(16)])
 
 @torch.no_grad()
-def _magnitudes(explainer, waveform):
-    "Magnitudes `(clip, freq, frame)` of many clips `(clip, time)`"
-    return torch.cat([explainer.magnitude_phase(part.to(explainer.device))[0].cpu() for part in waveform.split(16)])
+def _spectra(explainer, waveform):
+    "Magnitudes and phases, each `(clip, freq, frame)`, of many clips `(clip, time)`"
+    return [torch.cat(parts) for parts in zip(*([x.cpu() for x in explainer.magnitude_phase(part.to(explainer.device))] for part in waveform.split(16)))]
+
+def _magnitudes(explainer, waveform): return _spectra(explainer, waveform)[0]
 
 def attribution_maps(
     method, # has `attribute(magnitude, target)`
     magnitude:Tensor, # `(clip, freq, frame)`
     target:Tensor=None, # class to explain `(clip,)`; None: the predicted class
     batch_size:int=8, # clips at a time
+    phase:Tensor=None, # of the magnitude, for methods that need it, as explainers in the time domain
 ) -> Maps: # of all clips
     "The maps of many clips; a class-agnostic `LMAC` explains the predicted class, whatever the target"
     if target is None or isinstance(method, LMAC) and not method.is_class_conditional: targets = [None] * len(magnitude)
     else: targets = target.split(batch_size)
-    parts = [attribution(method, x, t) for x, t in zip(magnitude.split(batch_size), targets)]
+    phases = phase.split(batch_size) if getattr(method, 'needs_phase', False) and phase is not None else [None] * len(magnitude)
+    parts = [attribution(method, x, t, p) for x, t, p in zip(magnitude.split(batch_size), targets, phases)]
     return Maps(*(torch.cat([x.float().cpu() for x in found]) for found in zip(*parts)))
 
 # %% ../../nbs/evidence/sanity.ipynb #11sanity023
@@ -187,7 +191,7 @@ def randomize_layers(
     classifier = copy.deepcopy(explainer.classifier)
     _reset_layers(classifier.model, names, seed)
     if magnitude is not None: _estimate_statistics(classifier, names, magnitude)
-    return LMAC(classifier, explainer.decoder, explainer.stft, explainer.domain)
+    return type(explainer)(classifier, explainer.decoder, explainer.stft, explainer.domain)
 
 # %% ../../nbs/evidence/sanity.ipynb #11sanity035
 STATISTICS = ('reset', 'estimated')
@@ -199,13 +203,14 @@ def cascade(
     stages=None, # names of layers, each a stage; dict stage → names of its layers; None: `propose_stages`
     seeds=(0,), # of the random weights
     statistics:str='reset', # of random batch normalisations: 'reset', or 'estimated' on `magnitude`
+    phase:Tensor=None, # as for `attribution_maps`
 ) -> pd.DataFrame: # columns seed, depth (number of random stages), stage (the last of them), clip, and measures
     "Similarity of a method's maps to the original ones while the classifier is randomised from the output down; `ValueError` for other statistics"
     if statistics not in STATISTICS: raise ValueError(f"statistics must be one of {STATISTICS}. Found: {statistics!r}.")
     if stages is None: stages = propose_stages(explainer)
     elif not isinstance(stages, dict): stages = {name: [name] for name in stages}
     target, rows = _probabilities(explainer, magnitude).argmax(1), []
-    original = attribution_maps(make_method(explainer), magnitude, target)
+    original = attribution_maps(make_method(explainer), magnitude, target, phase=phase)
     def add(seed, depth, stage, maps):
         rows.append(pd.DataFrame(dict(seed=seed, depth=depth, stage=stage, clip=range(len(maps)), **_map_similarity(original, maps))))
     for seed in seeds:
@@ -213,7 +218,7 @@ def cascade(
         for depth, stage in enumerate(['none', *stages]):
             layers = [layer for name in list(stages)[:depth] for layer in stages[name]]
             changed = randomize_layers(explainer, layers, seed, magnitude if statistics == 'estimated' else None)
-            add(seed, depth, stage, attribution_maps(make_method(changed), magnitude, target))
+            add(seed, depth, stage, attribution_maps(make_method(changed), magnitude, target, phase=phase))
     return pd.concat(rows, ignore_index=True)
 
 # %% ../../nbs/evidence/sanity.ipynb #11sanity048
@@ -433,7 +438,7 @@ def _method_maker(name, explainer):
     "How to make a method for one classifier after the other: a function from explainer to method; raises `ValueError` for an unknown name"
     if not name.startswith('lmac:'): return lambda changed: load_method(name, changed)
     other = load_method(name, explainer)
-    return lambda changed: LMAC(changed.classifier, other.decoder, other.stft, other.domain)
+    return lambda changed: type(other)(changed.classifier, other.decoder, other.stft, other.domain)
 
 # %% ../../nbs/evidence/sanity.ipynb #11sanity099
 def _method_rows(subject, methods, name, settings, make, **columns):
@@ -463,10 +468,10 @@ def run_cascade(
     subject, methods = _open_subject(out, quick, seed, runs), methods or (_QUICK_METHODS if quick else _METHODS)
     if quick: n_clips, seeds = 3, seeds[:1]
     explainer, clips = subject.explainer, few_clips(subject.dataset.fold(5), n_clips)
-    magnitude, stages, tables = _magnitudes(explainer, clips.waveforms), propose_stages(explainer), []
+    (magnitude, phase), stages, tables = _spectra(explainer, clips.waveforms), propose_stages(explainer), []
     same = dict(explainer=weights_sha256(explainer), n_clips=len(clips), stages=list(stages))
     for how, s in itertools.product(statistics, seeds):
-        def make(name, method): return cascade(_method_maker(name, explainer), explainer, magnitude, stages, (s,), how)
+        def make(name, method): return cascade(_method_maker(name, explainer), explainer, magnitude, stages, (s,), how, phase)
         some = [m for m in methods if s == seeds[0] or m not in _COSTLY]
         tables += _method_rows(subject, some, f'{how}-{s}', same, make, statistics=how)
     settings = dict(methods=list(methods), seeds=list(seeds), costly=[m for m in methods if m in _COSTLY], statistics=list(statistics)) | same

@@ -202,8 +202,9 @@ class FilterBankDecoder(WaveformDecoder):
     def analyse(self, waveform): return self.bank.encode(waveform)
     def synthesise(self, coefficients, length): return self.bank.decode(coefficients, length)
     def draw(self, coefficients, maps, target):
-        if not self.alpha: return self.network(coefficients)
-        return self.network((1 - self.alpha) * coefficients + self.alpha * self.frames(maps, coefficients.shape[-1], target))
+        heard = (coefficients / coefficients.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-6)).sqrt()  # at any level the same, and a quiet frame is heard as well
+        if not self.alpha: return self.network(heard)
+        return self.network((1 - self.alpha) * heard + self.alpha * self.frames(maps, coefficients.shape[-1], target))
 
 # %% ../../nbs/models/time_domain.ipynb #aa2f2a3c
 def _block(n_in, n_out, stride=1): return nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())
@@ -319,8 +320,9 @@ class TimeDomainLMAC(LMAC):
         classifier, # frozen `TappedClassifier`
         decoder:WaveformDecoder, # trained for it
         stft:STFT, # of the classifier
+        domain:str=WAVEFORM, # there is no other
         provenance:dict=None, # as for `LMAC`
-    ): super().__init__(classifier, decoder, stft, WAVEFORM, provenance)
+    ): super().__init__(classifier, decoder, stft, domain, provenance)
 
 # %% ../../nbs/models/time_domain.ipynb #9946dfab
 @patch
@@ -426,7 +428,7 @@ def from_explainer(cls:TimeDomainLMAC,
 ) -> TimeDomainLMAC: # that gives the same sounds, until `fit` gives them a phase of their own
     "An explainer whose masks are complex, beginning with those of another"
     decoder = ComplexMaskDecoder(copy.deepcopy(explainer.decoder), copy.deepcopy(explainer.stft), explainer.domain, widths)
-    return cls(explainer.classifier, decoder.to(explainer.device), explainer.stft, explainer.provenance)
+    return cls(explainer.classifier, decoder.to(explainer.device), explainer.stft, provenance=explainer.provenance)
 
 @patch(cls_method=True)
 def for_classifier(cls:TimeDomainLMAC,
@@ -440,7 +442,7 @@ def for_classifier(cls:TimeDomainLMAC,
     found = LMAC.for_classifier(model, *args, **kwargs)
     settings = (LIGHT if architecture == 'filter_bank' else dict(domain=found.domain)) if decoder is None else decoder
     if architecture == 'complex_mask': settings = dict(mask=found.decoder.saved) | settings
-    return cls(found.classifier, waveform_decoder(found.classifier, found.stft, architecture, **settings).to(found.device), found.stft, dict(untrained=True))
+    return cls(found.classifier, waveform_decoder(found.classifier, found.stft, architecture, **settings).to(found.device), found.stft, provenance=dict(untrained=True))
 
 # %% ../../nbs/models/time_domain.ipynb #c5bc3761
 class _NetworkSettings(Settings):
@@ -502,4 +504,4 @@ def load(cls:TimeDomainLMAC,
     with config_errors(file): sizes = MaskDecoder.sizes_for(classifier, stft, **parts['settings'].get('mask', {}))
     def make():
         with config_errors(file): return waveform_decoder(classifier, stft, parts['architecture'], sizes=sizes, **parts['settings'])
-    return cls(classifier, load_weights(make, weights_file(folder, parts['file']), parts['sha256']), stft, config.get('provenance'))
+    return cls(classifier, load_weights(make, weights_file(folder, parts['file']), parts['sha256']), stft, config['domain'], config.get('provenance'))
