@@ -228,3 +228,17 @@ def test_an_hour_goes_through_as_a_stream(explainer, tmp_path):
     from lmac.audio import load_audio
     ours, before = (load_audio(next((tmp_path / name).glob("explanation.[wf]*")))[0] for name in found)
     assert si_sdr(ours, before) > 10
+
+
+def test_a_folded_decoder_separates_as_the_one_that_was_trained(explainer, scene):
+    decoder = TimeDomainLMAC.from_explainer(explainer).decoder
+    for layer in decoder.unet.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d): torch.nn.init.normal_(layer.running_mean), torch.nn.init.uniform_(layer.running_var, .5, 2.), torch.nn.init.uniform_(layer.weight, .5, 2.)
+    torch.nn.init.normal_(decoder.unet.leave.weight, std=.1)
+    spectrum = explainer.stft.analyse(scene)
+    _, maps = explainer.classifier.with_taps(spectrum.abs(), spectrum.angle())
+    k = torch.tensor([0])
+    with torch.no_grad(): plain, fast, of_spectrum = decoder.separate(scene, maps, k), decoder.folded().separate(scene, maps, k), decoder.separate(None, maps, k, spectrum=spectrum)
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(of_spectrum[:, :scene.shape[1]], plain, atol=1e-5, rtol=0)
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in decoder.folded().unet.modules())

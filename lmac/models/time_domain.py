@@ -17,6 +17,7 @@ from fastcore.basics import patch, store_attr
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..decoder import CandidateGate, MaskDecoder, TopDownBlock
 from ..explain import LMAC, MaskedClips, exact, fading_windows
@@ -154,6 +155,7 @@ class DualPathNetwork(nn.Module):
 class WaveformDecoder(nn.Module):
     "What makes an explanation as a waveform; subclasses define `analyse`, `draw` and `synthesise`"
     kind, architecture = 'time_domain', None # of the explainer, and of the decoder, as a folder names them
+    on_spectrum = False # whether the coefficients are the classifier's spectrogram
     def analyse(self, waveform): raise NotImplementedError # `(batch, time)` to coefficients `(batch, …)`
     def draw(self, coefficients, maps, target): raise NotImplementedError # a mask of their shape, real or complex
     def synthesise(self, coefficients, length): raise NotImplementedError # coefficients to `(batch, length)`
@@ -166,12 +168,14 @@ def separate(self:WaveformDecoder,
     maps:list, # of the classifier, each `(batch, channel, freq, frame)`
     target:Tensor=None, # class `(batch,)`
     contrast:Tensor=None, # class `(batch,)`, what speaks for which is taken away
+    spectrum:Tensor=None, # of the waveform, complex `(batch, freq, frame)`, for decoders that are `on_spectrum`: these need no waveform
 ) -> Tensor: # `(batch, time)`
     "The waveform of what speaks for the target"
-    coefficients = self.analyse(waveform)
+    there = self.on_spectrum and spectrum is not None
+    coefficients, length = (spectrum, (spectrum.shape[-1] - 1) * self.stft.hop_length) if there else (self.analyse(waveform), waveform.shape[-1])
     mask = self.draw(coefficients, maps, target)
     if contrast is not None: mask = mask * (1 - self.draw(coefficients, maps, contrast))
-    return self.synthesise(mask * coefficients, waveform.shape[-1])
+    return self.synthesise(mask * coefficients, length)
 
 # %% ../../nbs/models/time_domain.ipynb #c54edaee
 PUBLISHED = dict(bank_channels=256, width=256, blocks=2, layers_within=8, layers_across=2, heads=8, feed_forward=256, chunk=250, alpha=1.) # as the repository of LMAC-TD has it
@@ -238,7 +242,7 @@ class UNet(nn.Module):
 # %% ../../nbs/models/time_domain.ipynb #a179141f
 class ComplexMaskDecoder(WaveformDecoder):
     "A gain and a rotation for each bin of the spectrogram: a `MaskDecoder`, and a `UNet` that sees its logits beside the spectrogram"
-    architecture = 'complex_mask'
+    architecture, on_spectrum = 'complex_mask', True
     def __init__(self,
         mask:MaskDecoder, # what says what counts, trained or not
         stft:STFT, # that it draws on
@@ -265,7 +269,9 @@ class ComplexMaskDecoder(WaveformDecoder):
     def folded(self):
         fast = super().folded()
         fast.mask = self.mask.folded()
-        return fast
+        for block in fast.unet.modules():
+            if isinstance(block, nn.Sequential): block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
+        return fast.requires_grad_(False)
 
 # %% ../../nbs/models/time_domain.ipynb #657e46ec
 class TimeDomainTask(SourcesTask):
@@ -274,9 +280,10 @@ class TimeDomainTask(SourcesTask):
 @patch
 def masked_in(self:TimeDomainTask, magnitude, phase, maps, target):
     "The share of the log spectrogram, in [0, 1], and the complex spectrogram of the part"
-    length = (magnitude.shape[-1] - 1) * self.stft.hop_length
+    spectrum, length = torch.polar(magnitude, phase), (magnitude.shape[-1] - 1) * self.stft.hop_length
     with torch.autocast(magnitude.device.type, enabled=False):
-        part = self.stft.analyse(self.trained.separate(self.stft.inverse(magnitude, phase, length), maps, target))
+        waveform = None if self.trained.on_spectrum else self.stft.synthesise(spectrum, length)
+        part = self.stft.analyse(self.trained.separate(waveform, maps, target, spectrum=spectrum))
     return (part.abs().log1p() / magnitude.log1p().clamp_min(1e-3)).clamp(0, 1), part
 
 @patch
@@ -303,10 +310,11 @@ def validate(self:TimeDomainTask,
 # %% ../../nbs/models/time_domain.ipynb #232a8157
 class SeparatedClips(MaskedClips):
     "Clips of one length, and the waveforms that they were separated into"
-    def __init__(self, explainer, spectrum, waveforms, n_samples): # `waveforms` of part and rest `(2, batch, time)`, as long as the spectrum
-        self.spectra, self.raw_sounds = explainer.stft.analyse(waveforms), waveforms[..., :n_samples]
-        self.parts = magnitude_of(self.spectra)
-        whole = magnitude_of(spectrum)
+    def __init__(self, explainer, spectrum, part, n_samples, waveform=None): # `part` `(batch, time)`, as long as the spectrum; `waveform` of the clips, likewise; None: there will be no sounds
+        inside = explainer.stft.analyse(part)
+        self.spectra = torch.stack([inside, spectrum - inside])  # the transform is linear
+        if waveform is not None: self.raw_sounds = torch.stack([part, waveform - part])[..., :n_samples]
+        self.parts, whole = magnitude_of(self.spectra), magnitude_of(spectrum)
         ratio = (self.parts[0] / whole.clamp_min(1e-6)).clamp(0, 1)
         super().__init__(explainer, spectrum, ratio, n_samples, magnitude=whole)
 
@@ -341,16 +349,17 @@ def check_parts(self:TimeDomainLMAC):
 
 @patch
 def separate(self:TimeDomainLMAC,
-    waveform:Tensor, # `(batch, time)`
+    waveform:Tensor, # `(batch, time)`; None where a decoder needs none
     maps:list, # of the classifier; None for a long recording, which goes through in windows
     target:Tensor, # class `(batch,)`; of one clip several `(class,)`
     contrast=None, # class index or indices `(batch,)`
+    spectrum:Tensor=None, # of the waveform, where it is known
 ) -> Tensor: # `(batch, time)`, or `(class, time)`
     "The waveforms of what speaks for the classes; windows of a long recording fade into each other"
     if contrast is not None: contrast = self.resolve_contrast(contrast, target).expand_as(target)
-    n, whole = len(target), waveform.expand(len(target), -1)
-    if maps is not None: return self.fast_decoder.separate(whole, [m.expand(n, -1, -1, -1) for m in maps], target, contrast)
-    size = int(self.classifier.duration_s * self.sample_rate)
+    def for_each(x): return None if x is None else x.expand(len(target), *x.shape[1:])
+    if maps is not None: return self.fast_decoder.separate(for_each(waveform), [for_each(m) for m in maps], target, contrast, for_each(spectrum))
+    size, whole = int(self.classifier.duration_s * self.sample_rate), for_each(waveform)
     found, total, (starts, weight) = torch.zeros_like(whole), torch.zeros_like(whole[0]), fading_windows(whole.shape[1], size, whole.device)
     for start in starts:
         window = slice(start, start + size)
@@ -361,15 +370,14 @@ def separate(self:TimeDomainLMAC,
 
 # %% ../../nbs/models/time_domain.ipynb #8ea62a1e
 @patch
-def draw_clips(self:TimeDomainLMAC, waveform, spectrum, maps, target, threshold=None, contrast=None, magnitude=None, phase=None) -> MaskedClips:
+def draw_clips(self:TimeDomainLMAC, waveform, spectrum, maps, target, threshold=None, contrast=None, magnitude=None, phase=None, n_samples=None) -> MaskedClips:
     "Clips and what speaks for classes of them, as waveforms; rounded, or where the classifier hears a part only, the ratio of the spectrograms is a mask on the input's"
-    length = (spectrum.shape[-1] - 1) * self.stft.hop_length
-    whole = F.pad(waveform, (0, length - waveform.shape[-1]))
-    part = self.separate(whole, maps, target, contrast)
-    clips = SeparatedClips(self, spectrum, torch.stack([part, whole - part]), waveform.shape[-1])
-    if threshold is not None: clips = MaskedClips(self, spectrum, binarize(clips.mask, threshold), waveform.shape[-1])
+    length, n_samples = (spectrum.shape[-1] - 1) * self.stft.hop_length, n_samples or waveform.shape[-1]
+    if waveform is not None: waveform = F.pad(waveform, (0, length - waveform.shape[-1]))
+    clips = SeparatedClips(self, spectrum, self.separate(waveform, maps, target, contrast, spectrum), n_samples, waveform)
+    if threshold is not None: clips = MaskedClips(self, spectrum, binarize(clips.mask, threshold), n_samples)
     if not self.hears_a_part: return clips
-    return MaskedClips(self, spectrum, clips.mask * self.heard(magnitude, phase, target, waveform.shape[-1]), waveform.shape[-1])
+    return MaskedClips(self, spectrum, clips.mask * self.heard(magnitude, phase, target, n_samples), n_samples)
 
 # %% ../../nbs/models/time_domain.ipynb #403d339b
 @patch
@@ -377,6 +385,11 @@ def draw_clips(self:TimeDomainLMAC, waveform, spectrum, maps, target, threshold=
 def attribute(self:TimeDomainLMAC, magnitude, target=None, threshold=None, phase=None, contrast=None): # as of `LMAC`, of which this one needs the phase
     "What speaks for a class, as a ratio of spectrograms; raises `ValueError` without the phase, as it takes a waveform to separate"
     return self.split(magnitude, phase, target, threshold, contrast)[0]
+
+@patch
+def waveform_for_decoder(self:TimeDomainLMAC, spectrum): # `(batch, time)`, or None for a decoder that is on the spectrum
+    "The waveform of spectrograms, for decoders that need it"
+    return None if self.decoder.on_spectrum else self.stft.synthesise(spectrum, (spectrum.shape[-1] - 1) * self.stft.hop_length)
 
 @patch
 @exact
@@ -387,16 +400,15 @@ def split(self:TimeDomainLMAC, magnitude, phase, target=None, threshold=None, co
     length = (magnitude.shape[-1] - 1) * self.stft.hop_length
     logits, maps = self.fast_classifier.with_taps(magnitude, phase)
     spectrum = torch.polar(magnitude, phase)
-    clips = self.draw_clips(self.stft.synthesise(spectrum, length), spectrum, maps, self.resolve_target(logits, target), threshold, contrast, magnitude, phase)
+    clips = self.draw_clips(self.waveform_for_decoder(spectrum), spectrum, maps, self.resolve_target(logits, target), threshold, contrast, magnitude, phase, length)
     return clips.mask, list(zip(clips.parts, clips.spectra.angle() if isinstance(clips, SeparatedClips) else (phase, phase)))
 
 @patch
 def draw_windows(self:TimeDomainLMAC, magnitude, phase, maps, target, contrast=None):
     "Ratios of spectrograms of windows, for recordings of hours, whose sounds have the input's phase"
     spectrum = torch.polar(magnitude, phase)
-    whole = self.stft.synthesise(spectrum, (magnitude.shape[-1] - 1) * self.stft.hop_length)
-    part = self.separate(whole, maps, target, contrast)
-    return SeparatedClips(self, spectrum, torch.stack([part, whole - part]), whole.shape[-1]).mask
+    part = self.separate(self.waveform_for_decoder(spectrum), maps, target, contrast, spectrum)
+    return SeparatedClips(self, spectrum, part, part.shape[-1]).mask
 
 # %% ../../nbs/models/time_domain.ipynb #686b5f9f
 DECODERS = {d.architecture: d for d in (FilterBankDecoder, ComplexMaskDecoder)}
