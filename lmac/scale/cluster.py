@@ -342,7 +342,7 @@ def explain(
     target=None, threshold:float=None, contrast=None, channel:int=None, time_expansion:float=None, # as for `LMAC.explain`
     labels=None, # what the recordings are, if they are paths: a CSV file or 'folders', as for `true_labels`
     workers:int=None, # actors; None: one for each GPU, or else for each core
-    block:int=16, # recordings that are handed to a worker at a time, and that a Parquet file has
+    block:int=32, # recordings that are handed to a worker at a time, and that a Parquet file has
     retry:bool=False, # try those again that failed in an earlier run
     filesystem=None, # Arrow's, for addresses; None: as the address says
     progress:bool=True, # show a progress bar
