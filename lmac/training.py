@@ -161,15 +161,15 @@ def repeatable(self:Learner):
 def prepare(self:Learner):
     "Make the optimiser and the schedule and hand all to accelerate"
     from accelerate import Accelerator, PartialState  # slow to import, and needed in training only
+    from accelerate.state import AcceleratorState
     from accelerate.utils import set_seed
     if self.compile: check_compiler()
-    self.index, self.count = rank_and_world_size()
-    precision = self.mixed_precision
+    (self.index, self.count), precision = rank_and_world_size(), self.mixed_precision
     if precision == 'bf16' and not has_bf16(PartialState().device):
         warnings.warn("This processor has no instructions for bfloat16 (AVX-512 or its like): training goes on in float32, which is ten times as fast here.", stacklevel=2)
         precision = 'no'
-    self.accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=self.accumulate,
-                                   step_scheduler_with_optimizer=False)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision: AcceleratorState._reset_state()  # the process trained in another before
+    self.accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=self.accumulate, step_scheduler_with_optimizer=False)
     set_seed(self.seed)
     if self.folder and self.accelerator.device.type == 'cuda': self.repeatable()
     if self.compile: self.task.trained.compile()  # in place: its weights keep their names

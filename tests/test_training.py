@@ -418,7 +418,6 @@ def test_bfloat16_only_where_it_is_faster(monkeypatch, train, valid):
 @pytest.mark.parametrize('make', [classifier_task, explainer_task])
 def test_bfloat16_on_the_cpu(bf16, train, valid, make):
     full = learner(make(), train, valid, callbacks=[], epochs=2, lr=1e-5).fit()
-    AcceleratorState._reset_state()
     run = learner(make(), train, valid, callbacks=[], epochs=2, lr=1e-5, mixed_precision='bf16')
     half = run.fit()
     assert half.drop(columns='seconds').map(lambda x: x == x and abs(x) < 1e4).all().all()
