@@ -107,12 +107,17 @@ def test_the_task_draws_another_prompt_of_the_same_meaning(explainer):
     task = ZeroShotTask(explainer.classifier, copy.deepcopy(explainer.decoder), explainer.stft, prompts=[text(["rain", "rain falling"]), text(["a clock", "a clock ticking"])])
     task.trained.weigh.prompts, before = explainer.classifier.model.prompts, explainer.classifier.model.prompts.embeddings
     torch.manual_seed(0)
-    drawn = set()
-    for _ in range(20):
+    drawn = []
+    for _ in range(50):
         task.draw_prompts()
-        drawn.add(tuple(explainer.classifier.model.prompts.embeddings[:, 0].tolist()))
+        drawn.append(explainer.classifier.model.prompts.embeddings)
+    task.draw_prompts(first=True)
+    assert torch.equal(explainer.classifier.model.prompts.embeddings, text(["rain", "a clock"]))
     explainer.classifier.model.prompts.embeddings = before
-    assert len(drawn) == 4
+    drawn = torch.stack(drawn)  # (draw, class, feature)
+    torch.testing.assert_close(drawn.norm(dim=2), torch.ones(50, 2))
+    rain, other = text(["rain", "rain falling"]) @ drawn[:, 0].T
+    assert (rain > .999).any() and (other > .999).any() and (torch.minimum(rain, other) >= text(["rain"])[0] @ text(["rain falling"])[0] - 1e-5).all()  # near one or the other, or between
 
 
 @pytest.fixture(scope="module")

@@ -297,8 +297,8 @@ def train_zero_shot(
     set_seed(config['training']['seed'])
     alike = [sentences(group) for group in texts]
     encoder = AudioEncoder(classifier.model, alike[0].shape[1])
-    task = AlignmentTask(encoder, classifier.front_end, stft, alike, classifier.sample_rate, config['scale'])
-    aligned = fit_task(task, dataset.fold(*data['train']), dataset.fold(*data['valid']), folder=out / 'alignment', mixed_precision=mixed_precision, **config['alignment'])
+    task = AlignmentTask(encoder, classifier.front_end, stft, alike, classifier.sample_rate, config['scale'], **config['alignment'].get('augmentation', {}))
+    aligned = fit_task(task, dataset.fold(*data['train']), dataset.fold(*data['valid']), folder=out / 'alignment', mixed_precision=mixed_precision, **{k: v for k, v in config['alignment'].items() if k != 'augmentation'})
     task.cpu()
     explainer = ZeroShotLMAC.for_zero_shot(encoder, sentences, [group[0] for group in texts], classifier.front_end, config['scale'], config['domain'], **config['decoder'], stft=stft,
                                            taps=[f'encoder.trunk.{tap}' for tap in classifier.taps], map_layout=classifier.map_layout, sample_rate=classifier.sample_rate, duration_s=classifier.duration_s)

@@ -86,7 +86,10 @@ class ClassifierTask(Task):
         store_attr(but='model')
         self.trained = model
 
-    def logits(self, waveform): return self.trained(self.front_end(self.stft(waveform)[0]))
+    @property
+    def n_classes(self): return self.trained.n_classes
+    def score(self, features): return self.trained(features) # logits
+    def logits(self, waveform): return self.score(self.front_end(self.stft(waveform)[0]))
 
     def validate(self, waveform, target):
         logits = self.logits(waveform)
@@ -100,9 +103,9 @@ def forward(self:ClassifierTask,
     target:Tensor, # class indices `(batch,)`
 ) -> dict: # 'loss' and 'accuracy' on the augmented batch
     "Augment and classify"
-    target = F.one_hot(target, self.trained.n_classes).float()
+    target = F.one_hot(target, self.n_classes).float()
     waveform, target = mixup(random_roll(waveform), target, self.p_mix)
     waveform = random_mix(waveform, random_noise(waveform, self.sample_rate), self.p_noise, 0., 30.)
     features = self.front_end(self.stft(random_gain(waveform, self.gain_range_db))[0])
-    logits = self.trained(random_time_freq_mask(random_warp(features), self.p_time_freq_mask))
+    logits = self.score(random_time_freq_mask(random_warp(features), self.p_time_freq_mask))
     return dict(loss=F.cross_entropy(logits, target), accuracy=(logits.argmax(1) == target.argmax(1)).float().mean())

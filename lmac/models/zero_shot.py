@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRIPS', 'Prompts', 'PromptClassifier', 'PromptGate', 'PromptDecoder', 'SentenceEncoder', 'AudioEncoder',
-           'AlignmentTask', 'ZeroShotLMAC', 'check_prompts', 'ZeroShotFolder', 'ZeroShotTask', 'unfold_strips',
-           'ClapAudio', 'ClapText', 'from_clap']
+           'draw_alike', 'AlignmentTask', 'ZeroShotLMAC', 'check_prompts', 'ZeroShotFolder', 'ZeroShotTask',
+           'unfold_strips', 'ClapAudio', 'ClapText', 'from_clap']
 
 # %% ../../nbs/models/zero_shot.ipynb #765e890c
 import copy, math
@@ -26,10 +26,10 @@ from ..decoder import CandidateGate, MaskDecoder
 from ..explain import LMAC
 from .checkpoints import ClapLogMel
 from ..masking import DOMAINS
+from .classifiers import ClassifierTask
 from .sources import SourcesTask
 from ..pretrained import ClassifierFolder, Name, Settings, Sha256, Size, config_errors, load_classifier, load_weights, module_bytes, sha256_of, weights_file
 from ..spectrogram import STFT
-from ..training import Task, random_mix, random_noise, random_roll
 
 # %% ../../nbs/models/zero_shot.ipynb #f3561cd0
 class Prompts:
@@ -65,6 +65,7 @@ class PromptGate(CandidateGate):
     ):
         super().__init__(n_map, n_candidates, None, dropout)
         self.of_class, self.to_mixture = nn.Parameter(torch.zeros(rank, *self.shared.shape)), nn.Linear(n_text, rank)
+        nn.init.normal_(self.to_mixture.weight, std=rank**-.5)  # of embeddings of length one, as large as the mixtures of a table
         self.prompts = Prompts(torch.ones(1, n_text))
 
     def weights_for(self, target): # prompts `(batch,)` to `(batch, 2, n_candidates, n_map)`
@@ -122,33 +123,32 @@ class AudioEncoder(nn.Module):
     def forward(self, log_mel): return self.project(self.trunk.embed(log_mel))
 
 # %% ../../nbs/models/zero_shot.ipynb #e96f25ac
-class AlignmentTask(Task):
-    "Train the projection of an `AudioEncoder`: each clip shall be nearest to a prompt of its class, one that is drawn anew for each batch"
+def draw_alike(
+    prompts, # embeddings of prompts that mean the same `(prompt, feature)`, for each class
+) -> Tensor: # `(class, feature)`, of length one
+    "One for each class: somewhere among its prompts, mostly near one of them, so that what is learned holds for what lies between as well"
+    return F.normalize(torch.stack([torch.empty(len(x)).exponential_().pow(3).to(x) @ x for x in prompts]), dim=1)
+
+class AlignmentTask(ClassifierTask):
+    "Train the projection of an `AudioEncoder`, with the augmentation of a `ClassifierTask`: each clip shall be nearest to what its class is called, which is drawn anew for each batch"
     def __init__(self,
         encoder:AudioEncoder, # whose trunk stays as it is
         front_end, stft, # of the trunk
-        prompts:list, # embeddings of each class's prompts `(prompt, feature)`
+        prompts:list, # embeddings of each class's prompts `(prompt, feature)`, of which the first is validated
         sample_rate:int, # Hz
         scale:float=20., # of the cosines
-        p_noise:float=.3, # share of clips that get noise at 0 … 30 dB
+        **augmentation, # as for `ClassifierTask`
     ):
-        super().__init__()
-        store_attr(but='encoder')
-        self.trunk, self.trained = encoder.trunk.requires_grad_(False), encoder.project
+        super().__init__(encoder.project, front_end, stft, sample_rate, **augmentation)
+        self.trunk, self.prompts, self.scale = encoder.trunk.requires_grad_(False), prompts, scale
 
-    def logits(self, waveform, prompts):
-        with torch.no_grad(): found = self.trunk.eval().embed(self.front_end(self.stft(waveform)[0]))
-        return self.scale * F.normalize(self.trained(found), dim=1) @ prompts.T
+    @property
+    def n_classes(self): return len(self.prompts)
 
-    def forward(self, waveform, target):
-        waveform = random_mix(random_roll(waveform), random_noise(waveform, self.sample_rate), self.p_noise, 0., 30.)
-        drawn = torch.stack([x[torch.randint(len(x), ())] for x in self.prompts]).to(waveform)
-        logits = self.logits(waveform, drawn)
-        return dict(loss=F.cross_entropy(logits, target), accuracy=(logits.argmax(1) == target).float().mean())
-
-    def validate(self, waveform, target):
-        logits = self.logits(waveform, torch.stack([x[0] for x in self.prompts]).to(waveform))
-        return dict(loss=F.cross_entropy(logits, target, reduction='none'), accuracy=(logits.argmax(1) == target).float())
+    def score(self, features):
+        with torch.no_grad(): found = self.trunk.eval().embed(features)
+        asked = draw_alike(self.prompts) if self.training else torch.stack([x[0] for x in self.prompts])
+        return self.scale * F.normalize(self.trained(found), dim=1) @ asked.to(found).T
 
 # %% ../../nbs/models/zero_shot.ipynb #f9bbb005
 class ZeroShotLMAC(LMAC):
@@ -305,9 +305,7 @@ class ZeroShotTask(SourcesTask):
         super().__init__(*args, **kwargs)
         self.prompts, self.weight_similarity = prompts or list(self.trained.prompts.embeddings[:, None]), weight_similarity
 
-    def draw_prompts(self, first=False):
-        drawn = [x[0 if first else torch.randint(len(x), ())] for x in self.prompts]
-        self.trained.prompts.embeddings = torch.stack(drawn)
+    def draw_prompts(self, first=False): self.trained.prompts.embeddings = torch.stack([x[0] for x in self.prompts]) if first else draw_alike(self.prompts)
 
     def forward(self, waveform, target=None):
         self.draw_prompts()
