@@ -192,7 +192,7 @@ def _asked(paths, out, labels): # pairs as of `find_recordings`, and `labels` fo
 def lmac_explain(
     audio:Param('Recordings (wav, flac, ogg, mp3; with the extra lmac[av] also m4a, mp4, webm, wma) and folders of them; hf: and a data set of Hugging Face, saved or on the hub; without any, a synthetic scene', str, opt=False, nargs='*')=None,
     out:str='out', # Folder for the results; in it, one folder for each recording unless it is a single file
-    explainer:str=DEFAULT_EXPLAINER, # Bundled explainer (esc10-sources; esc10 and esc10-finetuned, of single sounds), folder, or id on the Hugging Face hub
+    explainer:str=DEFAULT_EXPLAINER, # Bundled explainer (esc10-sources; esc10-time-domain, which makes waveforms; esc10 and esc10-finetuned, of single sounds), folder, or id on the Hugging Face hub
     binary:store_true=False, # Binary mask: each bin of the spectrogram is kept or removed, rounded at 0.5
     threshold:float=None, # Round the mask at another threshold
     target:str=None, # Class to explain, by default the predicted one; several with commas between them: dog,rain

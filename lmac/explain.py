@@ -645,7 +645,7 @@ def save_pretrained(self:LMAC,
 # %% ../nbs/11_explain.ipynb #4e18c7a7
 @patch(cls_method=True)
 def from_pretrained(cls:LMAC,
-    name=DEFAULT_EXPLAINER, # bundled explainer ('esc10-sources'; 'esc10' and 'esc10-finetuned', of single sounds), folder, or id on the Hugging Face hub
+    name=DEFAULT_EXPLAINER, # bundled explainer ('esc10-sources'; 'esc10-time-domain', which makes waveforms; 'esc10' and 'esc10-finetuned', of single sounds), folder, or id on the Hugging Face hub
     classifier:TappedClassifier=None, # for an explainer of a classifier of your own
     device=None, # to compute on: 'auto', which takes an accelerator if there is one, 'cpu', 'cuda', 'mps'; None: where the classifier is
     **hub, # for the hub: `revision`, `token`, `cache_dir`, `local_files_only`

@@ -27,6 +27,8 @@ from lmac.evidence.recipes import read_config, train_explainer
 from lmac.evidence.reference import ReferenceExplainer
 from lmac.explain import LMAC
 from lmac.models.checkpoints import read_checkpoint, read_hyperparams, state_dict_of
+from lmac.models.time_domain import TimeDomainFolder
+from lmac.models.zero_shot import ZeroShotFolder
 from lmac.pretrained import WEIGHTS, ExplainerFolder, as_markdown, check_finite, load_classifier, model_card, parse_config, read_folder, save_classifier, sha256_of
 from lmac.spectrogram import STFT, LogMel
 
@@ -281,7 +283,7 @@ def test_bundled_and_saved_explainers_are_in_order():
     for folder in [p.parent for root in (WEIGHTS, ROOT/'nbs'/'tutorials'/'explainers') for p in sorted(root.glob('*/config.json'))]:
         config = read_folder(folder)
         if 'decoder' not in config: continue
-        parse_config((folder/'config.json').read_bytes(), ExplainerFolder)
+        parse_config((folder/'config.json').read_bytes(), dict(time_domain=TimeDomainFolder, zero_shot=ZeroShotFolder).get(config.get('kind'), ExplainerFolder))
         assert check_finite(load((folder/'decoder.safetensors').read_bytes()), folder) and config['decoder']['sha256'] == sha256_of((folder/'decoder.safetensors').read_bytes())
 
 def test_the_same_bits(folder, explainer):
