@@ -408,7 +408,7 @@ def attribute(self:TimeDomainLMAC, magnitude, target=None, threshold=None, phase
     return self.clips_of(magnitude, phase, target, threshold, contrast).mask
 
 @patch
-def waveform_for_decoder(self:TimeDomainLMAC, spectrum): # `(batch, time)`, or None for a decoder that is on the spectrum
+def waveform_of(self:TimeDomainLMAC, spectrum): # `(batch, time)`, or None for a decoder that is on the spectrum
     "The waveform of spectrograms, for decoders that need it"
     return None if self.decoder.on_spectrum else self.stft.synthesise(spectrum, (spectrum.shape[-1] - 1) * self.stft.hop_length)
 
@@ -419,7 +419,7 @@ def clips_of(self:TimeDomainLMAC, magnitude, phase, target, threshold, contrast)
     magnitude, phase = magnitude.to(self.device), phase.to(self.device)
     logits, maps = self.fast_classifier.with_taps(magnitude, phase)
     spectrum, n_samples = torch.polar(magnitude, phase), (magnitude.shape[-1] - 1) * self.stft.hop_length
-    return self.draw_clips(self.waveform_for_decoder(spectrum), spectrum, maps, self.resolve_target(logits, target), threshold, contrast, magnitude, phase, n_samples)
+    return self.draw_clips(self.waveform_of(spectrum), spectrum, maps, self.resolve_target(logits, target), threshold, contrast, magnitude, phase, n_samples)
 
 @patch
 @exact
@@ -433,7 +433,7 @@ def split(self:TimeDomainLMAC, magnitude, phase, target=None, threshold=None, co
 def draw_windows(self:TimeDomainLMAC, magnitude, phase, maps, target, contrast=None):
     "Ratios of spectrograms of windows, for recordings of hours, whose sounds have the input's phase"
     spectrum = torch.polar(magnitude, phase)
-    part = self.separate(self.waveform_for_decoder(spectrum), maps, target, contrast, spectrum)
+    part = self.separate(self.waveform_of(spectrum), maps, target, contrast, spectrum)
     return SeparatedClips(self, spectrum, part, part.shape[-1]).mask
 
 # %% ../../nbs/models/time_domain.ipynb #686b5f9f
