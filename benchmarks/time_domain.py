@@ -6,10 +6,10 @@ forward pass, on one thread, the network in its published size standing beside w
 """
 import time
 from pathlib import Path
-from statistics import median
 
 import pandas as pd
 import torch
+from explain import timed  # which stands beside this script
 from fastcore.script import Param, call_parse, store_true
 
 from lmac.evidence.benchmark import benchmark, few_clips, load_method, read_benchmark, si_sdr
@@ -19,18 +19,17 @@ from lmac.evidence.record import Record, evaluation_metadata
 from lmac.evidence.recipes import open_dataset
 from lmac.evidence.sanity import cascade, propose_stages
 from lmac.explain import LMAC
-from lmac.metrics import bootstrap_interval
+from lmac.metrics import summarize
 from lmac.models.time_domain import PUBLISHED, FilterBankDecoder
 
 CONDITIONS = 'clean', 'mixture@5', 'white_noise@3', 'speech@5'
 SPECTROGRAM = 'esc10-sources'
+MEASURES = ['SI_SDR', 'LSD', 'zimtohrli_mos']
 
 
-def interval(values):
-    "Mean and 95 % interval over clips"
-    values = values.astype(float).dropna()
-    low, high = bootstrap_interval(values.to_numpy())
-    return dict(mean=float(values.mean()), low=low, high=high, n=len(values))
+def means(columns):
+    "Means and 95 % intervals of columns, name to one number per clip"
+    return summarize({name: torch.tensor(x.to_numpy(dtype=float)) for name, x in columns.items()})
 
 
 def sound_quality(explainer, pairs):
@@ -53,17 +52,11 @@ def costs(explainers, classifier, waveform, rounds=7):
     target = torch.zeros(1, dtype=torch.long)
     def forward():
         with torch.inference_mode(): classifier(magnitude)
-    work = dict(forward=forward) | {name: (lambda e=e: e.attribute(magnitude, target, phase=phase if e.needs_phase else None)) for name, e in explainers.items()}
-    times = {name: [] for name in work}
-    for _ in range(rounds):
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
+    seconds = timed(dict(forward=forward) | {name: (lambda e=e: e.attribute(magnitude, target, phase=phase if e.needs_phase else None)) for name, e in explainers.items()}, rounds)
     published = FilterBankDecoder([m.shape[1] for m in classifier.with_taps(magnitude)[1]], len(first.labels), **PUBLISHED).eval()
     start = time.perf_counter()
     with torch.inference_mode(): published.separate(waveform, classifier.with_taps(magnitude)[1], target)
-    seconds = {name: median(x[1:]) for name, x in times.items()} | {'published size': time.perf_counter() - start}
+    seconds |= {'published size': time.perf_counter() - start}
     return {name: dict(seconds=s, of_forward=s / seconds['forward']) for name, s in seconds.items()}
 
 
@@ -89,13 +82,13 @@ def main(explainers:Param('Folders or bundled names of explainers of the classif
         asked, heard = score_sources(explainer, pairs), sound_quality(explainer, pairs)
         there = asked[asked.presence == 'source'].reset_index(drop=True)
         if name == SPECTROGRAM: before, heard_before = there, heard
-        separation[name] = dict(SI_SDR=interval(there['SI-SDR']), SI_SDRi=interval(there['SI-SDRi']), nearer_own=interval(100. * (there['SI-SDR'] > there.to_other)), advantage=paired_difference(there['SI-SDR'], before['SI-SDR']),
-                                absent_energy=interval(100. * asked[(asked.presence == 'absent') & (asked.p < .01)].energy))
+        separation[name] = means(dict(SI_SDR=there['SI-SDR'], SI_SDRi=there['SI-SDRi'], nearer_own=100. * (there['SI-SDR'] > there.to_other), absent_energy=100. * asked[(asked.presence == 'absent') & (asked.p < .01)].energy))
+        separation[name] |= dict(advantage=paired_difference(there['SI-SDR'], before['SI-SDR']))
         own, theirs = (x[x.sound == 'part'] for x in (heard, heard_before))
-        quality[name] = {k: interval(own[k]) | dict(advantage=paired_difference(own[k], theirs[k], 'lower' if k == 'LSD' else 'higher')) for k in ('SI_SDR', 'LSD', 'zimtohrli_mos')}
+        quality[name] = {k: mean | dict(advantage=paired_difference(own[k], theirs[k], 'lower' if k == 'LSD' else 'higher')) for k, mean in means(own[MEASURES]).items()}
         tables.append(asked.assign(explainer=name))
         print(name, {k: round(v['mean'], 2) for k, v in (separation[name] | quality[name]).items()}, flush=True)
-    quality['mixture'] = {k: interval(heard[heard.sound == 'mixture'][k]) for k in ('SI_SDR', 'LSD', 'zimtohrli_mos')}
+    quality['mixture'] = means(heard[heard.sound == 'mixture'][MEASURES])
     few = few_clips(clips, 16)
     magnitude, phase = (torch.cat(x) for x in zip(*(host.magnitude_phase(x) for x in few.waveforms.split(8))))
     random = {}

@@ -8,7 +8,6 @@ Choose on fold 4; look at fold 5 once.
 import copy
 from pathlib import Path
 
-import pandas as pd
 import torch
 from fastcore.script import call_parse, store_true
 
@@ -19,16 +18,9 @@ from lmac.evidence.experiments import mixtures, score_sources
 from lmac.evidence.recipes import open_dataset, prompts_of, read_config
 from lmac.evidence.record import Record, evaluation_metadata
 from lmac.explain import LMAC
-from lmac.metrics import bootstrap_interval
+from lmac.metrics import summarize
 
 CONDITIONS = 'clean', 'mixture@5', 'white_noise@3', 'speech@5'
-
-
-def interval(values):
-    "Mean and 95 % interval over clips"
-    values = values.astype(float)
-    low, high = bootstrap_interval(values.to_numpy())
-    return dict(mean=float(values.mean()), low=low, high=high, n=len(values))
 
 
 def classify(asked, clips):
@@ -46,8 +38,8 @@ def unheard(zero, known, quick):
     own = torch.tensor([names.index(clips.labels[k]) for k in clips.targets.tolist()])
     place = classify(asked, clips).argsort(1, descending=True).argsort(1).gather(1, own[:, None])[:, 0]
     rows = [score_batch(asked, batch, scored_on='audio') for batch in clips.waveforms.split(16)]
-    scores = pd.DataFrame({k: torch.cat([row[k].cpu() for row in rows]).numpy() for k in ('AI', 'AD', 'AG', 'FF', 'Fid-In', 'kept')})
-    return dict(classes=len(names), first=interval(pd.Series(100. * (place < 1).numpy())), first_five=interval(pd.Series(100. * (place < 5).numpy())), chance=100 / len(names), faithfulness={k: interval(scores[k]) for k in scores})
+    scores = {k: torch.cat([row[k].cpu() for row in rows]) for k in ('AI', 'AD', 'AG', 'FF', 'Fid-In', 'kept')}
+    return dict(classes=len(names), chance=100 / len(names), **summarize(dict(first=100. * (place < 1), first_five=100. * (place < 5))), faithfulness=summarize(scores))
 
 
 @call_parse
@@ -66,7 +58,7 @@ def main(explainer:str, # folder of a zero-shot explainer, or the name of a bund
     if quick: clips = few_clips(clips, 8)
     for prompts in sets:
         asked = zero.with_prompts(list(prompts))
-        accuracy.append(dict(prompts=list(prompts), **interval(pd.Series((classify(asked, clips).argmax(1) == clips.targets).numpy() * 100.))))
+        accuracy.append(dict(prompts=list(prompts), **summarize(dict(right=100. * (classify(asked, clips).argmax(1) == clips.targets)))['right']))
     print([f"{row['mean']:.1f} %" for row in accuracy], flush=True)
     asked = zero.with_prompts(list(sets[0]))
     renamed = copy.copy(dataset)
@@ -78,8 +70,8 @@ def main(explainer:str, # folder of a zero-shot explainer, or the name of a bund
     ahead = compare(per_clip).query("mask == 'soft' and scored_on == 'audio' and method in ['gradcam++', 'saliency'] and metric in ['AI', 'AD', 'Fid-In']")
     pairs = score_sources(asked, mixtures(clips, 0., 0., seed=seed))
     there, absent = pairs[pairs.presence == 'source'], pairs[(pairs.presence == 'absent') & (pairs.p < .01)]
-    separation = dict(nearer_own=interval(100. * (there['SI-SDR'] > there.to_other)), SI_SDRi=interval(there['SI-SDRi']), absent_energy=interval(100. * absent.energy),
-                      absent_all_energy=interval(100. * pairs[pairs.presence == 'absent'].energy))
+    found = dict(nearer_own=100. * (there['SI-SDR'] > there.to_other), SI_SDRi=there['SI-SDRi'], absent_energy=100. * absent.energy, absent_all_energy=100. * pairs[pairs.presence == 'absent'].energy)
+    separation = summarize({name: torch.tensor(x.to_numpy(dtype=float)) for name, x in found.items()})
     record = Record(out, out.parent)
     record.write(pairs, evaluation_metadata(zero, explainer, 'esc10', clips, seed), accuracy=accuracy, faithfulness=faithful.to_dict('records'), ahead=ahead.to_dict('records'), separation=separation, unheard=(never := unheard(zero, dataset.labels, quick)))
     print(faithful.pivot_table(index=['condition', 'method'], columns='metric', values='mean').round(2).to_string())

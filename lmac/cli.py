@@ -373,12 +373,14 @@ def lmac_study(
     folds:Param('To make one: folds of the clips', int, nargs='+')=[5],
     n:int=10, # To make one: mixtures to rate, a minute of listening each; one more is for practice
     seed:int=0, # To make one: of pairs and orders
+    device:str='auto', # To make one: where to compute: auto (an accelerator, if there is one), cpu, cuda, mps
 ):
     "Make a listening study of mixtures, write its page, or check the answers"
     with one_line_errors('lmac-study'):
         from lmac.evidence.record import needs
         with needs('lmac[listen]'): from lmac.listen.study import Study
-        if action == 'make': study = _make_study(folder, explainer, methods, data, folds, n, seed)
+        if action == 'make':
+            with computing_on(device): study = _make_study(folder, explainer, methods, data, folds, n, seed)
         else: study = Study.open(folder)
         if action == 'check': _check_answers(study, answers, simulated)
         else: _write_page(study, out)
@@ -388,7 +390,7 @@ def _make_study(folder, explainer, methods, data, folds, n, seed):
     "A study of mixtures of clips that a data set has"
     from lmac.listen.study import SPECTROGRAM_OR_TIME, build_study, mixture_sessions
     lmac = LMAC.from_pretrained(explainer)
-    with _open_clips(data, lmac) as dataset: sessions = mixture_sessions(lmac, dataset.fold(*folds) if data != 'scenes' else dataset, n + 1, seed=seed)
+    with _open_clips(data, lmac) as dataset: sessions = mixture_sessions(lmac, dataset.fold(*folds), n + 1, seed=seed)
     return build_study(sessions, folder, methods or SPECTROGRAM_OR_TIME, title='What speaks for this class?', seed=seed)
 
 def _write_page(study, out):

@@ -60,6 +60,8 @@ class LMAC:
         return bool(getattr(self.decoder, 'n_classes', None))
     @property
     def needs_phase(self): return self.classifier.uses_phase # whether `attribute` needs a phase
+    @property
+    def mask_domain(self): return self.domain # in which masks of other methods are applied beside its own
 
     def __repr__(self):
         what = ', not trained yet: see fit' if self.provenance.get('untrained') else f": {', '.join(self.labels[:4])}{', …' if len(self.labels) > 4 else ''}"

@@ -29,7 +29,7 @@ from .baselines import BASELINES, L2I, make_baseline
 from .evaluation import ROUTES, Requirement, FullInput, add_costs, check_dataset, clip_scores, describe_clips, score_full_input, score_mask, score_parts
 from ..explain import LMAC
 from ..pretrained import explainer_folder
-from ..masking import WAVEFORM, binarize
+from ..masking import binarize
 from ..metrics import complexity, sparseness
 from ..scale.parallel import gather, is_main, on_main, dynamic_split
 from .record import Record, evaluation_metadata, git_revision, load_or_compute, weights_sha256
@@ -399,7 +399,7 @@ def load_method(
     if kind == 'l2i' and folder: return L2I.from_folder(folder, explainer.classifier)
     if spec not in BASELINES:
         raise ValueError(f"Unknown method {spec!r}. Known: lmac, {', '.join(BASELINES)}, lmac:FOLDER, l2i:FOLDER, reference:FOLDER.")
-    return make_baseline(spec, explainer.classifier, domain='magnitude' if explainer.domain == WAVEFORM else explainer.domain)
+    return make_baseline(spec, explainer.classifier, domain=explainer.mask_domain)
 
 def _load_other(name, explainer):
     "Another explainer of the same classifier, other taps allowed, on the same device"

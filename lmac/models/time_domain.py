@@ -212,22 +212,20 @@ class FilterBankDecoder(WaveformDecoder):
         return self.network((1 - self.alpha) * heard + self.alpha * self.frames(maps, coefficients.shape[-1], target))
 
 # %% ../../nbs/models/time_domain.ipynb #aa2f2a3c
-FOLD = 4, 4 # bins and frames that become channels: convolutions over few places with many channels cost a processor least
+FOLD = 4 # bins, and frames, that become channels: convolutions over few places with many channels cost a processor least
 
 def fold_bins(
     x:Tensor, # `(batch, channel, freq, frame)`
 ) -> Tensor: # `(batch, channel · 16, ⌈freq / 4⌉, ⌈frame / 4⌉)`
     "Neighbours in frequency and time to channels, with zeros at the ends"
-    rows, columns = FOLD
-    x = F.pad(x, (0, -x.shape[3] % columns, 0, -x.shape[2] % rows))
-    return x.unflatten(2, (-1, rows)).unflatten(4, (-1, columns)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+    return F.pixel_unshuffle(F.pad(x, (0, -x.shape[3] % FOLD, 0, -x.shape[2] % FOLD)), FOLD)
 
 def unfold_bins(
     x:Tensor, # as from `fold_bins`
     size, # `(freq, frame)` that there were
 ) -> Tensor: # `(batch, channel, freq, frame)`
     "And back"
-    return x.unflatten(1, (-1, *FOLD)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)[..., :size[0], :size[1]]
+    return F.pixel_shuffle(x, FOLD)[..., :size[0], :size[1]]
 
 # %% ../../nbs/models/time_domain.ipynb #aa9b691b
 def _block(n_in, n_out, kernel=3, stride=1): return nn.Sequential(nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())
@@ -241,7 +239,7 @@ class UNet(nn.Module):
         n_classes:int=None, # classes, each of which shifts the channels of each level
     ):
         super().__init__()
-        pairs, n_folded = list(zip(widths, widths[1:])), FOLD[0] * FOLD[1]
+        pairs, n_folded = list(zip(widths, widths[1:])), FOLD**2
         self.widths, self.enter, self.down = list(widths), _block(n_in * n_folded, widths[0], 1), nn.ModuleList(_block(a, b, stride=2) for a, b in pairs)
         self.bottom = _block(widths[-1], widths[-1])
         self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
@@ -344,7 +342,7 @@ class SeparatedClips(MaskedClips):
 class TimeDomainLMAC(LMAC):
     "An explainer whose explanations are waveforms (after LMAC-TD, arXiv 2409.08655); its masks are ratios of spectrograms"
     task = TimeDomainTask
-    needs_phase = True # a waveform is what it separates
+    needs_phase, mask_domain = True, 'magnitude' # a waveform is what it separates; the ratio multiplies magnitudes
     def __init__(self,
         classifier, # frozen `TappedClassifier`
         decoder:WaveformDecoder, # trained for it
