@@ -144,12 +144,15 @@ def _explain_scene(explainer, out, options, report=True):
     print(f"{explanation.source}: {explanation.sentence()}")
 
 def _explain_all(explainer, recordings, out, options, overwrite, labels, report):
-    "A folder with its table, and a gallery to look through, whatever could not be explained"
+    "A folder with its table, and a gallery to look through, which is named last, whatever could not be explained"
+    table = out / 'explanations.csv'
+    before = table.stat().st_mtime_ns if table.is_file() else None
     try: explain_folder(explainer, recordings, out, options, overwrite, labels, report)
     finally:
-        if is_main() and (out / 'explanations.csv').is_file():
+        if is_main() and table.is_file() and table.stat().st_mtime_ns != before:
             from lmac.listen.gallery import write_gallery
             write_gallery(out)
+            print(f"Open {out / 'index.html'} in a browser.", flush=True)
 
 # %% ../nbs/13_cli.ipynb #0465cbca
 def _several(explainer, target, top): # of the options, those that differ
@@ -226,7 +229,7 @@ def lmac_explain(
             if not single: _explain_all(lmac, files, out, options, overwrite, labels, not no_report)
             elif files: print(said_of(files[0][0], explain_file(lmac, files[0][0], out, options, not no_report), out))
             else: _explain_scene(lmac, out, options, not no_report)
-        if is_main() and not (single and no_report): print(f"Open {out / ('report.html' if single else 'index.html')} in a browser.")
+        if single and not no_report: print(f"Open {out / 'report.html'} in a browser.")
 
 # %% ../nbs/13_cli.ipynb #14cli027
 def _train_l2i(config, parent, out, mixed_precision, compile):

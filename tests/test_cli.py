@@ -488,6 +488,18 @@ def test_options_with_hyphens(tmp_path, script, environment, explainer):
         assert load_audio(tmp_path/option/'explanation.flac')[1] == 22050
 
 
+def test_the_gallery_is_named_where_some_recordings_are_broken(tmp_path, capsys):
+    (tmp_path/'in').mkdir()
+    save_audio(tmp_path/'in'/'a.wav', make_scene({'dog': 0}).waveform, 16000)
+    (tmp_path/'in'/'broken.wav').write_bytes(b'RIFFnothing')
+    with pytest.raises(SystemExit): lmac.cli.lmac_explain([str(tmp_path/'in')], out=str(tmp_path/'out'))
+    said = capsys.readouterr()
+    assert said.out.endswith(f"Open {tmp_path/'out'/'index.html'} in a browser.\n") and '1 of 2 recordings could not be explained: broken.wav' in said.err
+    assert (tmp_path/'out'/'index.html').is_file()
+    with pytest.raises(SystemExit): lmac.cli.lmac_explain([str(tmp_path/'in')], out=str(tmp_path/'out'), explainer='esc10')
+    assert 'Open' not in capsys.readouterr().out  # of nothing that this command has made
+
+
 def test_a_folder_of_another_explainers_results_is_left_alone(tmp_path, capsys):
     "Nothing of it is lost, unless that is what was asked for; other options of the same explainer go on"
     (tmp_path/'in').mkdir()
