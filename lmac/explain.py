@@ -399,7 +399,7 @@ class MaskedClips:
     ):
         store_attr()
         self._lock = RLock()  # explanations of one batch may be written by several threads
-        self.__dict__ |= dict(magnitude=magnitude_of(spectrum)) | found
+        self.__dict__ |= found if 'magnitude' in found else dict(found, magnitude=magnitude_of(spectrum))
 
     @cached_property
     def parts(self): # magnitudes of what is masked in and out `(2, batch, freq, frame)`
@@ -678,6 +678,17 @@ def write_share(self:LMAC,
     card = model_card(self.classifier, self.provenance, SAMPLE.format(sentence=what + as_markdown(ex.sentence()), suffix=lossless_suffix(ex.sample_rate)), licence, include_classifier)
     Path(folder, 'README.md').write_text(card, encoding='utf-8')
     return folder
+
+# %% ../nbs/11_explain.ipynb #0c79372c
+_EXPORT = 'scale.export' # of a wing, imported when it is asked for, and not before
+
+@patch
+def export_onnx(self:LMAC,
+    path, # of the file to write
+    **options, # as for `lmac.scale.export.export_onnx`: `length_s`, `weights`, `licence`
+) -> Path: # the file
+    "Write an ONNX file that explains without PyTorch; raises `ImportError`, or `ValueError` for what can't be exported"
+    return import_module(f'lmac.{_EXPORT}').export_onnx(self, path, **options)
 
 # %% ../nbs/11_explain.ipynb #11explainx033
 @patch

@@ -50,7 +50,7 @@ class STFT(nn.Module):
 
     def n_frames(self, length:int) -> int: # frames that a waveform of `length` samples gives
         "One frame centred on every `hop_length`-th sample, the last at or beyond the end"
-        return 1 + -(-length//self.hop_length)
+        return 1 + (length + self.hop_length - 1)//self.hop_length
 
 # %% ../nbs/01_spectrogram.ipynb #01spectrogram015
 def magnitude_of(

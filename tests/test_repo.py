@@ -268,7 +268,7 @@ def test_the_package_is_small():
     lines = {name: len(p.read_text(encoding="utf-8").splitlines()) for name, p in FILES.items()}
     parts = {part: sum(n for name, n in lines.items() if (wing_of(name) or "method and command line") == part) for part in ["method and command line", *WINGS]}
     print(f"\n{sum(lines.values())} lines: {parts}")
-    assert sum(lines.values()) <= 17_900, f"{sum(lines.values())} lines without _modidx.py, 17,900 are the most: {parts}"  # 10,500, 900 for networks that others trained, and 1,000 for speeds, several classes, regions, what is heard besides a clip, packages, embeddings and an end when nothing improves; 150 for answers of listeners that are never lost, 356 for lengths that are counted, PyAV and channels, 290 for explainers of strangers, 150 for places, options and one writer at a time, 110 for a start with the loudest bins, domains that are tried and detectors of sources, 30 for weights that are averaged and a guide that is saved; 2,450 for folders: explanations in batches, reports, gallery, overview, clusters; 2,000 for the family: explanations in the time domain, of prompts, of functions; relevance, quality
+    assert sum(lines.values()) <= 18_700, f"{sum(lines.values())} lines without _modidx.py, 18,700 are the most: {parts}"  # 10,500, 900 for networks that others trained, and 1,000 for speeds, several classes, regions, what is heard besides a clip, packages, embeddings and an end when nothing improves; 150 for answers of listeners that are never lost, 356 for lengths that are counted, PyAV and channels, 290 for explainers of strangers, 150 for places, options and one writer at a time, 110 for a start with the loudest bins, domains that are tried and detectors of sources, 30 for weights that are averaged and a guide that is saved; 2,450 for folders: explanations in batches, reports, gallery, overview, clusters; 2,000 for the family: explanations in the time domain, of prompts, of functions; relevance, quality; 800 for ONNX files and the page
 
 
 def test_export_cells_are_short_as_a_rule():
@@ -339,7 +339,7 @@ def test_no_recordings():
 
 def test_bundled_weights_are_small():
     size = sum(p.stat().st_size for p in tracked() if ROOT/"lmac"/"weights" in p.parents)
-    assert size <= 12e6, f"lmac/weights has {size / 1e6:.1f} MB; 12 MB is the most"   # one classifier, and five explainers for it, of which two are of other kinds
+    assert size <= 12.5e6, f"lmac/weights has {size / 1e6:.1f} MB; 12.5 MB is the most"   # one classifier, and five explainers for it, of which two are of other kinds
 
 
 def test_no_path_of_one_machine():

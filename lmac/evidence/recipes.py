@@ -28,7 +28,7 @@ from ..masking import ExtendedMaskingLoss, Guidance
 from ..metrics import average_drop, average_gain, average_increase, faithfulness
 from ..models.classifiers import ClassifierTask
 from ..models.sources import SourcesTask
-from ..models.time_domain import TimeDomainLMAC, TimeDomainTask, waveform_decoder
+from ..models.time_domain import SeparationTask, TimeDomainLMAC, TimeDomainTask, waveform_decoder
 from ..models.zero_shot import AlignmentTask, AudioEncoder, SentenceEncoder, ZeroShotLMAC, ZeroShotTask
 from ..pretrained import as_markdown, load_classifier, read_file, save_classifier, weights_file
 from ..spectrogram import STFT, LogMel
@@ -231,6 +231,13 @@ def _decoder_to_train(classifier, stft, parent, config):
     explainer = LMAC.from_pretrained(parent)
     return explainer.decoder if isinstance(explainer, TimeDomainLMAC) else TimeDomainLMAC.from_explainer(explainer, **config['time_domain']).decoder
 
+def _separation(classifier, stft, decoder, dataset, config, out, mixed_precision):
+    "Train the U-Net of a decoder that makes waveforms alone, before the whole; what is recorded of it"
+    settings, data = dict(config['separation']), config['data']
+    task = SeparationTask(classifier, decoder, stft, settings.pop('frames'), settings.pop('speeds'), **{k: v for k, v in config['augmentation'].items() if k != 'p_binary'})
+    fitted = fit_task(task, dataset.fold(*data['train']), dataset.fold(*data['valid']), folder=out / 'separation', mixed_precision=mixed_precision, **settings)
+    return dict(separation=dict(seconds=round(sum(row['seconds'] for row in fitted.history), 1), valid_source=round(fitted.history[-1]['valid_source'], 2)))
+
 # %% ../../nbs/evidence/recipes.ipynb #0754d786
 def train_explainer(
     config:dict, # the configuration
@@ -248,11 +255,13 @@ def train_explainer(
         raise ValueError(f"The data have the classes {dataset.labels}, the classifier {classifier.labels}: they must be the same.")
     set_seed(config['training']['seed'])
     decoder = _decoder_to_train(classifier, stft, parent, config)
+    first = _separation(classifier, stft, decoder, dataset, config, out, mixed_precision) if 'separation' in config else {}
     before = copy.deepcopy(decoder.state_dict()) if 'parent_share' in config else None
     task = explainer_task(classifier, decoder, stft, config, metrics=probabilities_metrics)
     callbacks = [Constraints(**config['constraints'])] if 'constraints' in config else []
     made = _train(task, dataset, config, out, mixed_precision, compile, callbacks)
     if made is None: return {}
+    made |= first
     if 'decoder' not in config: made |= dict(parent=parts.get('provenance'))
     if before:
         average_weights(decoder, before, config['parent_share'])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..data import mix_at_snr
 from ..masking import MaskingLoss, apply_mask, binarize, random_binarize
-from ..training import ExplainerTask, random_noise, random_roll, low_probability_classes
+from ..training import ExplainerTask, random_mix, random_noise, random_roll, low_probability_classes
 
 # %% ../../nbs/models/sources.ipynb #07sources005
 def residual_db(
@@ -47,10 +47,11 @@ class SourcesTask(ExplainerTask):
         weight_source:float=0.6, # on `residual_db`, per dB
         p_single:float=0.25, # share of clips that are left alone
         single:MaskingLoss=None, # loss of these, without the distance; None: as for mixtures
+        p_mix_single:float=0., # share of these that another clip or noise is mixed into all the same: one sound, whose class is what the classifier says to the whole
         **kwargs, # as for `ExplainerTask`; ratios are of one clip to the other, masks of single clips are rounded, and `p_mix` and `targets` have no meaning here
     ):
         super().__init__(*args, **kwargs)
-        self.weight_source, self.p_single, self.single = weight_source, p_single, single
+        self.weight_source, self.p_single, self.single, self.p_mix_single = weight_source, p_single, single, p_mix_single
         if not getattr(self.trained, 'n_classes', None): raise ValueError("Training on mixtures needs a class-conditional decoder. Found: one without n_classes. Make one with MaskDecoder.for_classifier.")
         if any(getattr(loss, 'guidance', None) for loss in (self.loss, single)): raise ValueError("Guidance pulls towards clean clips as well: leave it out of the loss.")
 
@@ -63,6 +64,7 @@ def augment(self:SourcesTask,
     alone, noisy, ratio, draw = torch.rand(4, n, device=waveform.device)
     other = random_roll(waveform)[torch.randperm(n, device=waveform.device)]
     other = torch.where((noisy < self.p_noise)[:, None], random_noise(waveform, self.classifier.sample_rate), other)
+    if self.p_mix_single: clean = torch.where((alone < self.p_single)[:, None], random_mix(clean, other, self.p_mix_single, self.snr_low_db, self.snr_high_db), clean)
     return clean, other, self.snr_low_db + (self.snr_high_db - self.snr_low_db) * ratio, alone >= self.p_single, draw
 
 @patch

@@ -125,9 +125,11 @@ class AudioEncoder(nn.Module):
 # %% ../../nbs/models/zero_shot.ipynb #e96f25ac
 def draw_alike(
     prompts, # embeddings of prompts that mean the same `(prompt, feature)`, for each class
+    spread:float=.5, # length of what is added at random, beside embeddings of length one
 ) -> Tensor: # `(class, feature)`, of length one
-    "One for each class: somewhere among its prompts, mostly near one of them, so that what is learned holds for what lies between as well"
-    return F.normalize(torch.stack([torch.empty(len(x)).exponential_().pow(3).to(x) @ x for x in prompts]), dim=1)
+    "One for each class: somewhere among its prompts, mostly near one of them, and a little beside, so that what is learned holds for what lies between and around as well"
+    among = F.normalize(torch.stack([torch.empty(len(x)).exponential_().pow(3).to(x) @ x for x in prompts]), dim=1)
+    return F.normalize(among + spread * F.normalize(torch.randn_like(among), dim=1), dim=1)
 
 class AlignmentTask(ClassifierTask):
     "Train the projection of an `AudioEncoder`, with the augmentation of a `ClassifierTask`: each clip shall be nearest to what its class is called, which is drawn anew for each batch"

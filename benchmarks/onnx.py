@@ -1,0 +1,163 @@
+"""Explainers as ONNX files, and the page that computes them: `npm ci --prefix docs/try_it && python docs/page.py && python benchmarks/onnx.py --out nbs/results/onnx.json`, ten minutes.
+
+A hundred recordings of ESC-10 (or synthetic scenes) through PyTorch and through files with weights of 32, 16 and 8 bits: how far what they say differs. Seconds of one clip on one thread, in rounds of both in turn, and the memory of a process
+that has onnxruntime and no PyTorch. Which networks of others can be exported, and which operator stops those that can't. And the page in headless Chromium: the first visit, another clip, a move of the threshold.
+"""
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from explain import clips, timed   # which stands beside this script
+from fastcore.script import call_parse
+from torch import nn
+from torchaudio.transforms import MFCC, AmplitudeToDB, MelSpectrogram
+
+from lmac.adapters import SpectrogramImage
+from lmac.audio import write_atomically
+from lmac.evidence.record import run_metadata
+from lmac.explain import LMAC
+from lmac.scale.export import PRECISIONS, OnnxExplainer, compare_onnx, probe_sounds
+from lmac.spectrogram import LogMel
+
+ALONE = """
+import resource, sys, time, numpy as np, onnxruntime as ort
+options = ort.SessionOptions(); options.intra_op_num_threads = 1
+session = ort.InferenceSession(sys.argv[1], options)
+feeds = dict(waveform=np.zeros((1, 80000), np.float32), class_index=np.array([-1]), threshold=np.array(-1, np.float32))
+seconds = []
+for _ in range(12):
+    start = time.perf_counter(); session.run(None, feeds); seconds.append(time.perf_counter() - start)
+print(sorted(seconds[1:])[5], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 'torch' in sys.modules)
+"""
+
+
+class Pooled(nn.Module):
+    "A front end and a small network of convolutions"
+    def __init__(self, front, n_in=1):
+        super().__init__()
+        self.front, self.body, self.out = front, nn.Sequential(nn.Conv2d(n_in, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU()), nn.Linear(16, 4)
+    def forward(self, x): return self.out(self.body(self.front(x)[:, None] / 40).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    def __init__(self): super().__init__(); self.conv = nn.Conv1d(80, 32, 5, padding=2); self.gru = nn.GRU(32, 32, batch_first=True, bidirectional=True); self.out = nn.Linear(64, 4)
+    def forward(self, x): return self.out(self.gru(self.conv(x).relu().mT)[0].mean(1))
+
+
+def hugging_face(name, **config):
+    import transformers
+    kind = {'AST': 'ASTForAudioClassification'}.get(name, f'{name}ForSequenceClassification')
+    return getattr(transformers, kind)(getattr(transformers, f'{name}Config')(num_labels=4, **config)).eval()
+
+
+def from_hub(name, extractor, **config):
+    "A network of Hugging Face with random weights, as its users load it"
+    import transformers
+    from lmac.models.checkpoints import from_transformers
+    return from_transformers(hugging_face(name, **config), getattr(transformers, extractor)())
+
+
+def families():
+    "Name to what makes an untrained explainer"
+    small = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    waves = small | dict(conv_dim=(32,) * 7)
+    def own(model, front=None, **more): return lambda: LMAC.for_classifier(model().eval(), front, sample_rate=16000, **dict(duration_s=1.) | more)
+    return {
+        'convolutions on torchaudio MelSpectrogram, n_fft 400': own(lambda: Pooled(nn.Sequential(MelSpectrogram(16000, 400, hop_length=160, n_mels=40), AmplitudeToDB()))),
+        'convolutions on torchaudio MelSpectrogram, n_fft 1024': own(lambda: Pooled(nn.Sequential(MelSpectrogram(16000, 1024, n_mels=40), AmplitudeToDB()))),
+        'convolutions on torchaudio MFCC': own(lambda: Pooled(MFCC(16000, 40))),
+        'recurrent network on LogMel': own(Recurrent, LogMel(16000, 1024, 80)),
+        'wav2vec 2.0 (transformers)': lambda: from_hub('Wav2Vec2', 'Wav2Vec2FeatureExtractor', **waves),
+        'HuBERT (transformers)': lambda: from_hub('Hubert', 'Wav2Vec2FeatureExtractor', **waves),
+        'WavLM (transformers)': lambda: from_hub('WavLM', 'Wav2Vec2FeatureExtractor', **waves),
+        'AST (transformers)': lambda: from_hub('AST', 'ASTFeatureExtractor', **small | dict(max_length=1024)),
+    }
+
+
+def exported(make, folder, length_s=None):
+    "How an export went: for any length, for one, or what stopped it"
+    torch.manual_seed(0)
+    try: explainer = make()
+    except Exception as e: return dict(made=f'{type(e).__name__}: {str(e).splitlines()[0][:200]}')
+    row = {}
+    for name, length in dict(any_length=None, one_length=explainer.classifier.duration_s).items():
+        try:
+            found = compare_onnx(explainer, explainer.export_onnx(f'{folder}/family.onnx', length_s=length), probe_sounds(explainer.sample_rate, explainer.classifier.duration_s))
+            row[name] = dict(same_class=found.same_class.mean(), probabilities=found.probabilities.max(), mask=found['mask'].max(), sound_db=found.sound_db.max())
+        except ValueError as e: row[name] = str(e)
+    return row
+
+
+def page_seconds(sound):
+    "What a visitor waits for, in headless Chromium on this machine: a list of seconds for each step"
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'docs'))
+    from check_site import CHROMIUM, FLAGS
+    from playwright.sync_api import sync_playwright
+    from lmac.listen.page import served_page
+    found = dict(first_visit=[], warm=[], threshold=[], judged=[])
+    with sync_playwright() as playwright, served_page() as url:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for _ in range(3):
+            context = browser.new_context()
+            page = context.new_page()
+            def wait(state): page.wait_for_selector(f'body[data-state={state}]', timeout=60_000)
+            page.goto(url); wait('ready')
+            for step in ('first_visit', 'warm', 'warm', 'warm'):
+                page.evaluate("document.body.dataset.state = 'asked'")
+                start = time.perf_counter()
+                page.set_input_files('#file', sound)
+                page.wait_for_selector('body[data-state=heard], body[data-state=judged]', timeout=60_000); found[step].append(time.perf_counter() - start)
+                wait('judged'); found['judged'].append(time.perf_counter() - start)
+            page.click('#soft'); wait('judged')
+            for value in (.3, .5, .7):
+                page.evaluate(f"document.body.dataset.state = 'asked'; document.getElementById('threshold').value = {value}; document.getElementById('threshold').dispatchEvent(new Event('input'))")
+                start = time.perf_counter()
+                page.wait_for_selector('body[data-state=heard], body[data-state=judged]'); found['threshold'].append(time.perf_counter() - start)
+                wait('judged')
+            context.close()
+        browser.close()
+    return {k: dict(median=statistics.median(x), most=max(x), all=x) for k, x in found.items()}
+
+
+@call_parse
+def main(
+    out:Path=Path('onnx.json'), # file to write
+    n:int=100, # clips to compare
+    rounds:int=9, # of each timing
+):
+    "Measure what exported explainers say, what they cost, and which can be"
+    torch.set_num_threads(1)
+    found = dict(provenance=run_metadata(), explainers={}, weights={}, families={})
+    import onnx, onnxruntime
+    found |= dict(onnx=onnx.__version__, onnxruntime=onnxruntime.__version__)
+    with tempfile.TemporaryDirectory() as folder:
+        lmac = LMAC.from_pretrained()
+        sounds, data = clips(lmac.sample_rate, n)
+        named = {str(i): x for i, x in enumerate(sounds)} | probe_sounds(lmac.sample_rate, 5.)
+        found['data'] = f'{len(sounds)} clips of {data}, and {len(named) - len(sounds)} made sounds'
+        def summary(compared): return dict(same_class=compared.same_class.mean(), probabilities=compared.probabilities.max(), mask=compared['mask'].max(), sound_db=compared.sound_db.max())
+        for weights in PRECISIONS:
+            file = lmac.export_onnx(f'{folder}/{weights}.onnx', weights=weights)
+            alone = OnnxExplainer(file, threads=1)
+            s = timed(dict(torch=lambda: lmac.masked_parts(sounds[:1]), onnxruntime=lambda: alone.run(sounds[:1])), rounds)
+            seconds, megabytes, has_torch = subprocess.run([sys.executable, '-c', ALONE, file], capture_output=True, text=True, check=True).stdout.split()
+            found['weights'][weights] = summary(compare_onnx(lmac, file, named)) | dict(bytes=file.stat().st_size, seconds=s, ratio=s['onnxruntime'] / s['torch'], alone=dict(seconds=float(seconds), megabytes=float(megabytes), torch=has_torch == 'True'))
+            print(weights, {k: v for k, v in found['weights'][weights].items() if k != 'provenance'}, flush=True)
+        for name in ('esc10', 'esc10-finetuned', 'esc10-time-domain', 'esc10-zero-shot'):
+            explainer = LMAC.from_pretrained(name)
+            file = explainer.export_onnx(f'{folder}/{name}.onnx')
+            found['explainers'][name] = summary(compare_onnx(explainer, file, named)) | dict(bytes=file.stat().st_size)
+            print(name, found['explainers'][name], flush=True)
+        for name, make in families().items():
+            found['families'][name] = exported(make, folder)
+            print(name, found['families'][name], flush=True)
+        from lmac.audio import save_audio
+        found['page'] = page_seconds(str(save_audio(f'{folder}/clip.wav', sounds[:1], lmac.sample_rate)))
+        print({k: round(x['median'], 3) for k, x in found['page'].items()})
+    write_atomically(out, json.dumps(found, indent=1).encode())

@@ -1,0 +1,136 @@
+"""Explainers as ONNX files: networks of several kinds, with front ends of their own, say the same as in PyTorch; what can't be exported says why."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
+
+from lmac.audio import make_scene, save_audio
+from lmac.cli import lmac_explain, lmac_export
+from lmac.explain import LMAC
+from lmac.models.time_domain import TimeDomainLMAC
+
+pytest.importorskip("onnxruntime")
+from lmac.scale.export import OUTPUTS, OnnxExplainer, check_sum, compare_onnx, probe_sounds, with_checksum
+
+
+def agrees(explainer, file, **tolerances):
+    "Compare on sounds that tell, in the classifier's own length and, where the file takes any, in a longer one"
+    limits = dict(probabilities=1e-4, mask=1e-3, sound_db=-60) | tolerances
+    lengths = [explainer.classifier.duration_s] + ([] if OnnxExplainer(file).length else [1.37 * explainer.classifier.duration_s])
+    for duration_s in lengths:
+        found = compare_onnx(explainer, file, probe_sounds(explainer.sample_rate, duration_s))
+        assert found.same_class.all(), found
+        for column, limit in limits.items(): assert found[column].max() <= limit, (column, found)
+
+
+LOGARITHMS = dict(probabilities=3e-3, mask=2e-3)   # of a tone's quiet bins, without a floor: 100 dB down, the last bits of single precision are heard, and PyTorch's are no better
+
+
+class Speech(nn.Module):
+    "A network on waveforms with windows of 25 ms at 16 kHz, which are no power of two"
+    def __init__(self, n_fft=400, hop=160):
+        super().__init__()
+        self.mel = nn.Sequential(MelSpectrogram(16000, n_fft, hop_length=hop, n_mels=40), AmplitudeToDB())
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, padding=1), nn.ReLU())
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x): return self.out(self.body(self.mel(x)[:, None] / 40).mean((2, 3)))
+
+
+@pytest.mark.parametrize("n_fft", [400, 512])
+def test_a_network_on_waveforms_with_its_own_front_end(tmp_path, n_fft):
+    torch.manual_seed(0)
+    explainer = LMAC.for_classifier(Speech(n_fft), sample_rate=16000, duration_s=1.)
+    agrees(explainer, explainer.export_onnx(tmp_path/"speech.onnx", length_s=1.), **LOGARITHMS)
+    of_masked_noise = compare_onnx(explainer, tmp_path/"speech.onnx", {"masked noise": probe_sounds(16000)["masked_noise"]})
+    assert of_masked_noise.probabilities.max() < 1e-5   # by ONNX's own transform, of 400 samples, its levels would be off by 6 dB
+
+
+def test_any_length_and_one_length(tmp_path):
+    torch.manual_seed(0)
+    explainer = LMAC.for_classifier(Speech(), sample_rate=16000, duration_s=1.)
+    agrees(explainer, explainer.export_onnx(tmp_path/"any.onnx"), **LOGARITHMS)
+    fixed = OnnxExplainer(explainer.export_onnx(tmp_path/"fixed.onnx", length_s=2.))
+    assert fixed.length == 32000
+    assert fixed.run(torch.randn(1, 20000))["masked_in"].shape == (1, 20000)   # padded, and cut again
+    with pytest.raises(ValueError, match="2 s at most"): fixed.run(torch.randn(1, 40000))
+    assert fixed.explain(torch.randn(1, 40000).clamp(-1, 1), 16000).audio.shape == (1, 40000)   # in stretches
+
+
+@pytest.mark.parametrize("name", ["esc10", "esc10-time-domain", "esc10-zero-shot"])
+def test_the_bundled_ones(tmp_path, name):
+    explainer = LMAC.from_pretrained(name)
+    file = explainer.export_onnx(tmp_path/"explainer.onnx")
+    agrees(explainer, file, **(dict(mask=1) if name == "esc10-time-domain" else {}))   # whose mask is a ratio of two spectrograms: beside a tone, of nothing to nothing
+    of_scenes = compare_onnx(explainer, file, {name: make_scene({name: 0, "rain": -8}, 5.).waveform[0] for name in ("dog", "rooster", "siren")})
+    assert of_scenes["mask"].max() < 1e-3 and of_scenes.sound_db.max() < -60
+    about = OnnxExplainer(file).about
+    assert about["labels"] == explainer.labels and about["sample_rate"] == 16000 and about["licence"] == "apache-2.0"
+    assert file.stat().st_size <= 9.5e6
+
+
+def test_filter_banks_and_several_classes_at_once(tmp_path):
+    bundled = LMAC.from_pretrained("esc10")
+    torch.manual_seed(0)
+    explainer = TimeDomainLMAC.for_classifier(bundled.classifier, stft=bundled.stft, architecture="filter_bank")
+    agrees(explainer, explainer.export_onnx(tmp_path/"bank.onnx", length_s=5.), mask=1)   # a ratio of two spectrograms, which beside a tone is one of nothing to nothing
+    by_file = OnnxExplainer(tmp_path/"bank.onnx")
+    with pytest.raises(ValueError, match="no mask to round"): by_file.run(torch.randn(1, 80000), threshold=.5)
+
+
+def test_batches_and_classes(tmp_path):
+    explainer = LMAC.from_pretrained("esc10-sources")
+    by_file = OnnxExplainer(explainer.export_onnx(tmp_path/"explainer.onnx"), threads=1)
+    x = torch.cat([make_scene({name: 0}, 5.).waveform for name in ("dog", "rain", "rooster")])
+    found, target = by_file.run(x, [0, 2, 1]), torch.tensor([0, 2, 1])
+    want = explainer.masked_parts(x, target=target)
+    assert set(found) == set(OUTPUTS)
+    torch.testing.assert_close(found["class"], target)
+    torch.testing.assert_close(found["mask"], want["mask"], atol=1e-3, rtol=0)
+    torch.testing.assert_close(found["masked_out"], want["audio_out"], atol=1e-4, rtol=0)
+    one_for_all = by_file.run(x, 2)
+    torch.testing.assert_close(one_for_all["class"], torch.tensor([2, 2, 2]))
+    rounded = by_file.run(x, threshold=.5)["mask"]
+    assert rounded.unique().tolist() == [0., 1.]
+
+
+class Sorts(nn.Module):
+    def __init__(self): super().__init__(); self.conv = nn.Conv2d(1, 4, 3); self.out = nn.Linear(4, 2)
+    def forward(self, x):
+        hidden = self.conv(x[:, None]).relu()
+        return self.out(torch.linalg.svdvals(hidden.mean((2, 3))[:, None] * torch.eye(4)))
+
+
+def test_what_can_not_be_exported_says_why(tmp_path):
+    from lmac.spectrogram import STFT, LogMel
+    torch.manual_seed(0)
+    explainer = LMAC.for_classifier(Sorts(), LogMel(16000, 1024, 40), taps=["conv"], sample_rate=16000, duration_s=1., stft=STFT(1024, 256), map_layout="freq_time")
+    with pytest.raises(ValueError, match="can't be exported: .*(svd|operator)"): explainer.export_onnx(tmp_path/"x.onnx", length_s=1.)
+    assert not list(tmp_path.iterdir())
+    remembers = LMAC.from_pretrained("esc10")
+    remembers.classifier.draws = 3
+    with pytest.raises(ValueError, match="draws random numbers"): remembers.export_onnx(tmp_path/"x.onnx")
+
+
+def test_files_that_are_none(tmp_path):
+    data = with_checksum(b"some model")
+    check_sum(data, "x.onnx")
+    for wrong, why in ((data[:-1], "must be a file that lmac-export wrote"), (b"", "must be a file"), (b"S" + data[1:], "is damaged")):
+        with pytest.raises(ValueError, match=why): check_sum(wrong, "x.onnx")
+    with pytest.raises(FileNotFoundError): OnnxExplainer(tmp_path/"nowhere.onnx")
+
+
+def test_from_a_shell(tmp_path, capsys):
+    lmac_export("esc10", out=str(tmp_path/"explainer.onnx"), weights="float16")
+    assert "probabilities differ from PyTorch's by" in (said := capsys.readouterr().out) and "all classes are the same" in said
+    for name in ("dog", "rain"): save_audio(tmp_path/f"{name}.wav", make_scene({name: 0}, 2., 22050).waveform, 22050)
+    lmac_explain([str(tmp_path/"dog.wav"), str(tmp_path/"rain.wav")], out=str(tmp_path/"out"), onnx=str(tmp_path/"explainer.onnx"), no_report=True)
+    lmac_explain([str(tmp_path/"dog.wav")], out=str(tmp_path/"torch"), explainer="esc10", no_report=True)
+    by_file, by_torch = (json.loads((tmp_path/p).read_text()) for p in ("out/dog.wav/explanation.json" if (tmp_path/"out/dog.wav").is_dir() else "out/dog/explanation.json", "torch/explanation.json"))
+    assert by_file["label"] == by_torch["label"] and by_file["verdict"] == by_torch["verdict"]
+    assert np.isclose(by_file["probability_heard"], by_torch["probability_heard"], atol=5e-3)
+    with pytest.raises(SystemExit): lmac_explain([str(tmp_path/"dog.wav")], out=str(tmp_path/"out2"), onnx=str(tmp_path/"explainer.onnx"), long=True)
+    assert "--long" in capsys.readouterr().err
