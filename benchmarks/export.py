@@ -1,4 +1,4 @@
-"""Explainers as ONNX files, and the page that computes them: `npm ci --prefix docs/try_it && python docs/page.py && python benchmarks/onnx.py --out nbs/results/onnx.json`, ten minutes.
+"""Explainers as ONNX files, and the page that computes them: `npm ci --prefix docs/try_it && python docs/page.py && python benchmarks/export.py --out nbs/results/onnx.json`, ten minutes.
 
 A hundred recordings of ESC-10 (or synthetic scenes) through PyTorch and through files with weights of 32, 16 and 8 bits: how far what they say differs. Seconds of one clip on one thread, in rounds of both in turn, and the memory of a process
 that has onnxruntime and no PyTorch. Which networks of others can be exported, and which operator stops those that can't. And the page in headless Chromium: the first visit, another clip, a move of the threshold.
@@ -11,15 +11,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import pandas as pd
 import torch
 from explain import clips, timed   # which stands beside this script
-from fastcore.script import call_parse
+from fastcore.script import Param, call_parse
 from torch import nn
 from torchaudio.transforms import MFCC, AmplitudeToDB, MelSpectrogram
 
-from lmac.adapters import SpectrogramImage
-from lmac.audio import write_atomically
+from lmac.audio import save_audio, write_atomically
 from lmac.evidence.record import run_metadata
 from lmac.explain import LMAC
 from lmac.scale.export import PRECISIONS, OnnxExplainer, compare_onnx, probe_sounds
@@ -60,7 +58,8 @@ def from_hub(name, extractor, **config):
     "A network of Hugging Face with random weights, as its users load it"
     import transformers
     from lmac.models.checkpoints import from_transformers
-    return from_transformers(hugging_face(name, **config), getattr(transformers, extractor)())
+    classifier, stft = from_transformers(hugging_face(name, **config), getattr(transformers, extractor)())
+    return LMAC.for_classifier(classifier, stft=stft)
 
 
 def families():
@@ -125,39 +124,64 @@ def page_seconds(sound):
     return {k: dict(median=statistics.median(x), most=max(x), all=x) for k, x in found.items()}
 
 
+def summary(compared):
+    "The largest differences"
+    return dict(same_class=compared.same_class.mean(), probabilities=compared.probabilities.max(), mask=compared['mask'].max(), sound_db=compared.sound_db.max())
+
+
+def comparison(found, lmac, sounds, data, folder, rounds):
+    "What the bundled explainers say as files, of recordings and of sounds that tell"
+    named = {str(i): x for i, x in enumerate(sounds)} | probe_sounds(lmac.sample_rate, 5.)
+    found['data'] = f'{len(sounds)} clips of {data}, and {len(named) - len(sounds)} made sounds'
+    for weights in PRECISIONS: found['weights'].setdefault(weights, {}).update(summary(compare_onnx(lmac, f'{folder}/{weights}.onnx', named)), bytes=Path(folder, f'{weights}.onnx').stat().st_size)
+    for name in ('esc10', 'esc10-finetuned', 'esc10-time-domain', 'esc10-zero-shot'):
+        explainer = LMAC.from_pretrained(name)
+        file = explainer.export_onnx(f'{folder}/{name}.onnx')
+        found['explainers'][name] = summary(compare_onnx(explainer, file, named)) | dict(bytes=file.stat().st_size)
+        print(name, found['explainers'][name], flush=True)
+
+
+def kinds(found, lmac, sounds, data, folder, rounds):
+    "Which networks of others can be exported"
+    for name, make in families().items():
+        found['families'][name] = exported(make, folder)
+        print(name, found['families'][name], flush=True)
+
+
+def seconds(found, lmac, sounds, data, folder, rounds):
+    "One clip on one thread, beside PyTorch, and in a process of its own"
+    for weights in PRECISIONS:
+        file = Path(folder, f'{weights}.onnx')
+        alone = OnnxExplainer(file, threads=1)
+        s = timed(dict(torch=lambda: lmac.masked_parts(sounds[:1]), onnxruntime=lambda: alone.run(sounds[:1])), rounds)
+        took, megabytes, has_torch = subprocess.run([sys.executable, '-c', ALONE, file], capture_output=True, text=True, check=True).stdout.split()
+        found['weights'].setdefault(weights, {}).update(seconds=s, ratio=s['onnxruntime'] / s['torch'], alone=dict(seconds=float(took), megabytes=float(megabytes), torch=has_torch == 'True'))
+
+
+def page(found, lmac, sounds, data, folder, rounds): found['page'] = page_seconds(str(save_audio(f'{folder}/clip.wav', sounds[:1], lmac.sample_rate)))
+
+
+PARTS = dict(comparison=comparison, families=kinds, seconds=seconds, page=page)
+
+
 @call_parse
 def main(
-    out:Path=Path('onnx.json'), # file to write
+    out:Path=Path('onnx.json'), # file to write; parts that are there and not asked for stay
+    parts:Param('What to measure', str, choices=list(PARTS), nargs='+')=tuple(PARTS),
     n:int=100, # clips to compare
     rounds:int=9, # of each timing
 ):
     "Measure what exported explainers say, what they cost, and which can be"
     torch.set_num_threads(1)
-    found = dict(provenance=run_metadata(), explainers={}, weights={}, families={})
     import onnx, onnxruntime
-    found |= dict(onnx=onnx.__version__, onnxruntime=onnxruntime.__version__)
+    before = json.loads(out.read_text()) if out.is_file() else dict(explainers={}, weights={}, families={})
+    found = before | dict(provenance=run_metadata(), onnx=onnx.__version__, onnxruntime=onnxruntime.__version__)
+    lmac = LMAC.from_pretrained()
+    sounds, data = clips(lmac.sample_rate, n)
     with tempfile.TemporaryDirectory() as folder:
-        lmac = LMAC.from_pretrained()
-        sounds, data = clips(lmac.sample_rate, n)
-        named = {str(i): x for i, x in enumerate(sounds)} | probe_sounds(lmac.sample_rate, 5.)
-        found['data'] = f'{len(sounds)} clips of {data}, and {len(named) - len(sounds)} made sounds'
-        def summary(compared): return dict(same_class=compared.same_class.mean(), probabilities=compared.probabilities.max(), mask=compared['mask'].max(), sound_db=compared.sound_db.max())
-        for weights in PRECISIONS:
-            file = lmac.export_onnx(f'{folder}/{weights}.onnx', weights=weights)
-            alone = OnnxExplainer(file, threads=1)
-            s = timed(dict(torch=lambda: lmac.masked_parts(sounds[:1]), onnxruntime=lambda: alone.run(sounds[:1])), rounds)
-            seconds, megabytes, has_torch = subprocess.run([sys.executable, '-c', ALONE, file], capture_output=True, text=True, check=True).stdout.split()
-            found['weights'][weights] = summary(compare_onnx(lmac, file, named)) | dict(bytes=file.stat().st_size, seconds=s, ratio=s['onnxruntime'] / s['torch'], alone=dict(seconds=float(seconds), megabytes=float(megabytes), torch=has_torch == 'True'))
-            print(weights, {k: v for k, v in found['weights'][weights].items() if k != 'provenance'}, flush=True)
-        for name in ('esc10', 'esc10-finetuned', 'esc10-time-domain', 'esc10-zero-shot'):
-            explainer = LMAC.from_pretrained(name)
-            file = explainer.export_onnx(f'{folder}/{name}.onnx')
-            found['explainers'][name] = summary(compare_onnx(explainer, file, named)) | dict(bytes=file.stat().st_size)
-            print(name, found['explainers'][name], flush=True)
-        for name, make in families().items():
-            found['families'][name] = exported(make, folder)
-            print(name, found['families'][name], flush=True)
-        from lmac.audio import save_audio
-        found['page'] = page_seconds(str(save_audio(f'{folder}/clip.wav', sounds[:1], lmac.sample_rate)))
-        print({k: round(x['median'], 3) for k, x in found['page'].items()})
-    write_atomically(out, json.dumps(found, indent=1).encode())
+        for weights in PRECISIONS: lmac.export_onnx(f'{folder}/{weights}.onnx', weights=weights)
+        for part in parts:
+            PARTS[part](found, lmac, sounds, data, folder, rounds)
+            write_atomically(out, json.dumps(found, indent=1).encode())
+    for weights, row in found['weights'].items(): print(weights, row)
+    if 'page' in found: print({k: round(x['median'], 3) for k, x in found['page'].items()})
