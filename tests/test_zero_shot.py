@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lmac.audio import make_scene
 from lmac.explain import LMAC
-from lmac.models.zero_shot import AudioEncoder, PromptClassifier, PromptDecoder, Prompts, ZeroShotLMAC, ZeroShotTask, from_clap
+from lmac.models.zero_shot import AudioEncoder, PromptClassifier, PromptDecoder, Prompts, ZeroShotLMAC, ZeroShotTask, draw_alike, from_clap
 
 pytestmark = pytest.mark.filterwarnings("ignore:This explainer's decoder is not trained")
 WORDS = {"a dog barking": 0, "a puppy yaps": 0, "rain": 1, "rain falling": 1, "a clock ticking": 2, "a clock": 2}
@@ -116,7 +116,9 @@ def test_the_task_draws_another_prompt_of_the_same_meaning(explainer):
     explainer.classifier.model.prompts.embeddings = before
     drawn = torch.stack(drawn)  # (draw, class, feature)
     torch.testing.assert_close(drawn.norm(dim=2), torch.ones(50, 2))
-    rain, other = text(["rain", "rain falling"]) @ drawn[:, 0].T
+    assert len(drawn[:, 0].unique(dim=0)) == 50 and (drawn[:, 0] @ text(["rain", "rain falling"]).T).amax(1).min() > .6   # around one or the other, never the same twice
+    between = torch.stack([draw_alike(task.prompts, spread=0.) for _ in range(50)])
+    rain, other = text(["rain", "rain falling"]) @ between[:, 0].T
     assert (rain > .999).any() and (other > .999).any() and (torch.minimum(rain, other) >= text(["rain"])[0] @ text(["rain falling"])[0] - 1e-5).all()  # near one or the other, or between
 
 
