@@ -37,9 +37,9 @@ print(sorted(seconds[1:])[5], int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/sel
 
 class Pooled(nn.Module):
     "A front end and a small network of convolutions"
-    def __init__(self, front, n_in=1):
+    def __init__(self, front):
         super().__init__()
-        self.front, self.body, self.out = front, nn.Sequential(nn.Conv2d(n_in, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU()), nn.Linear(16, 4)
+        self.front, self.body, self.out = front, nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU()), nn.Linear(16, 4)
     def forward(self, x): return self.out(self.body(self.front(x)[:, None] / 40).mean((2, 3)))
 
 

@@ -390,6 +390,7 @@ def heard(self:LMAC,
 # %% ../nbs/11_explain.ipynb #11explainx022
 class MaskedClips:
     "Clips of one length and what a mask lets through of each; the sounds, and what is judged of them, are computed for all when they are first asked for"
+    until_judged = 'spectrum', 'parts', 'raw_sounds' # what is let go after `judge_all`
     def __init__(self,
         explainer:LMAC, # what judges
         spectrum:Tensor, # of the clips, complex `(batch, freq, frame)`; one clip for several masks `(1, freq, frame)`
@@ -431,7 +432,7 @@ def judge_all(self:MaskedClips) -> Tensor: # `(3, batch, class)`, on the CPU
     heard = self.explainer.spectrum_of(self.sounds[0][0].to(self.mask.device))
     phases = None if (phases := self._phases(2)) is None else torch.cat([phases, heard.angle()])
     judged = self.explainer.judge_magnitude(torch.cat([*self.parts, magnitude_of(heard)]), phases).unflatten(0, (3, -1)).cpu()
-    del self.spectrum, self.parts, self.raw_sounds
+    for name in self.until_judged: self.__dict__.pop(name, None)
     return judged
 
 @patch

@@ -13,7 +13,7 @@ from lmac.explain import LMAC
 from lmac.models.time_domain import TimeDomainLMAC
 
 pytest.importorskip("onnxruntime")
-from lmac.scale.export import OUTPUTS, OnnxExplainer, check_sum, compare_onnx, probe_sounds, with_checksum
+from lmac.scale.export import OUTPUTS, OnnxExplainer, verify_checksum, compare_onnx, probe_sounds, with_checksum
 
 
 def agrees(explainer, file, **tolerances):
@@ -117,9 +117,9 @@ def test_what_can_not_be_exported_says_why(tmp_path):
 
 def test_files_that_are_none(tmp_path):
     data = with_checksum(b"some model")
-    check_sum(data, "x.onnx")
+    verify_checksum(data, "x.onnx")
     for wrong, why in ((data[:-1], "must be a file that lmac-export wrote"), (b"", "must be a file"), (b"S" + data[1:], "is damaged")):
-        with pytest.raises(ValueError, match=why): check_sum(wrong, "x.onnx")
+        with pytest.raises(ValueError, match=why): verify_checksum(wrong, "x.onnx")
     with pytest.raises(FileNotFoundError): OnnxExplainer(tmp_path/"nowhere.onnx")
 
 

@@ -290,6 +290,10 @@ for (const [name, settings] of Object.entries(given.settings)) {
   const stft = new STFT(settings), { re, im, count } = stft.analyse(given.x)
   found[name] = { re: [...re], im: [...im], count, back: [...stft.synthesise(re, im, given.x.length)] }
 }
+found.parts = Object.fromEntries(['log1p', 'decibel'].map((domain) => {
+  const stft = new STFT(given.settings.power), spectrum = stft.analyse(given.x)
+  return [domain, remask(stft, spectrum, given.mask, 0.5, domain, given.x.length).map((x) => [...x])]
+}))
 found.stretches = given.lengths.map((n) => stretches(n, 480, 80))
 console.log(JSON.stringify(found))
 """
@@ -297,18 +301,26 @@ console.log(JSON.stringify(found))
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
 def test_the_arithmetic_of_the_page_is_that_of_the_library(tmp_path):
+    from lmac.masking import apply_mask
     from lmac.scale.export import _stretches
     from lmac.spectrogram import STFT
     settings = dict(power=dict(n_fft=512, hop_length=128), speech=dict(n_fft=400, hop_length=160), padded=dict(n_fft=512, hop_length=160, win_length=400, window="hamming"), mirrored=dict(n_fft=256, hop_length=64, pad_mode="reflect"), odd=dict(n_fft=441, hop_length=147))
     x, lengths = torch.randn(3001), [10, 480, 481, 600, 959, 960, 1000]
+    stft = STFT(**settings["power"])
+    magnitude, phase = stft(x)
+    mask = torch.rand(magnitude.shape)
     (tmp_path/"run.mjs").write_text(ARITHMETIC % (PAGE/"explain.mjs").as_uri())
-    done = subprocess.run(["node", tmp_path/"run.mjs"], input=json.dumps(dict(settings=settings, x=x.tolist(), lengths=lengths)), capture_output=True, text=True, check=True)
+    done = subprocess.run(["node", tmp_path/"run.mjs"], input=json.dumps(dict(settings=settings, x=x.tolist(), lengths=lengths, mask=mask.flatten().tolist())), capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     for name, kwargs in settings.items():
         want = STFT(**kwargs).analyse(x)
         got = torch.complex(*(torch.tensor(found[name][k]).view(-1, want.shape[0]).T.contiguous() for k in ("re", "im")))
         torch.testing.assert_close(got, want, atol=2e-4, rtol=0, msg=name)
         torch.testing.assert_close(torch.tensor(found[name]["back"]), x, atol=1e-5, rtol=0, msg=name)
+    for domain, parts in found["parts"].items():   # rounded, as by the slider
+        for got, keep in zip(parts, (mask > .5, mask <= .5)):
+            want = stft.inverse(apply_mask(magnitude, keep.float(), domain), phase, stft.hop_length * (magnitude.shape[-1] - 1))[:len(x)]
+            torch.testing.assert_close(torch.tensor(got), want, atol=1e-4, rtol=0, msg=domain)
     assert [[list(p) for p in _stretches(n, 480, 80)] for n in lengths] == found["stretches"]
 
 

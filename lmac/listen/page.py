@@ -38,7 +38,6 @@ def build_page(
     explainer:str=DEFAULT_EXPLAINER, # what the page explains with, as for `LMAC.from_pretrained`
 ) -> Path: # the folder
     "Write what the page needs; raises `FileNotFoundError` for a package that is not there, and as `export_onnx`"
-    from lmac.scale import export
     folder, dist = Path(folder), Path(runtime) / 'dist'
     if not dist.is_dir(): raise FileNotFoundError(f"The page needs onnxruntime-web from npm, which was not found in {runtime}: run npm ci in docs/try_it.")
     folder.mkdir(parents=True, exist_ok=True)

@@ -236,7 +236,7 @@ class UNet(nn.Module):
         for x in (self.leave.weight, self.leave.bias, *(self.of_class.parameters() if n_classes else ())): nn.init.zeros_(x)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x, target=None): # `(batch, n_in, freq, frame)` to `(batch, n_out, freq, frame)`
+    def forward(self, x, target=None): # `(batch, n_in, row, column)` to `(batch, n_out, row, column)`
         size, shifts = x.shape[-2:], [0.] * len(self.widths) if self.of_class is None else self.of_class(target)[..., None, None].split(self.widths, 1)
         x = F.pad(x, (0, -size[1] % BLOCK, 0, -size[0] % BLOCK)).contiguous(memory_format=torch.channels_last)
         levels = [self.enter(x) + shifts[0]]
@@ -342,7 +342,8 @@ class SeparationTask(SourcesTask):
         self.speed = SpeedPerturbation(classifier.sample_rate, speeds)
 
     def forward(self, waveform, target=None): # loss, which is the distance in dB
-        n, (changed, _) = waveform.shape[1], self.speed(waveform)
+        n = waveform.shape[1]
+        with torch.autocast(waveform.device.type, enabled=False): changed, _ = self.speed(waveform)
         clean, *drawn = self.augment(F.pad(changed, (0, max(n - changed.shape[1], 0)), 'circular')[:, :n])
         magnitude, phase, _, maps, _, target, absent = self.sample_mixtures(clean, *drawn)
         start = torch.randint(max(magnitude.shape[-1] - self.frames, 0) + 1, ()).item()
@@ -377,16 +378,17 @@ def validate(self:SeparationTask, waveform, target=None): # `source` in dB `(bat
 # %% ../../nbs/models/time_domain.ipynb #232a8157
 class SeparatedClips(MaskedClips):
     "Clips of one length, and the waveforms that they were separated into"
+    until_judged = (*MaskedClips.until_judged, 'inside', 'magnitude_inside', 'spectra')
     def __init__(self, explainer, spectrum, part, n_samples, waveform=None, **found): # `part` `(batch, time)`, as long as the spectrum; `waveform` of the clips, likewise; None: there will be no sounds
         self.inside = explainer.stft.analyse(part)
         if waveform is not None: self.raw_sounds = torch.stack([part, waveform - part])[..., :n_samples]
         whole = found.pop('magnitude', None)
         if whole is None: whole = magnitude_of(spectrum)
-        self.loudness = magnitude_of(self.inside)
-        super().__init__(explainer, spectrum, (self.loudness / whole.clamp_min(1e-6)).clamp_(0, 1), n_samples, magnitude=whole, **found)
+        self.magnitude_inside = magnitude_of(self.inside)
+        super().__init__(explainer, spectrum, (self.magnitude_inside / whole.clamp_min(1e-6)).clamp_(0, 1), n_samples, magnitude=whole, **found)
 
     @cached_property
-    def parts(self): return torch.stack([self.loudness, magnitude_of(self.spectrum - self.inside)])
+    def parts(self): return torch.stack([self.magnitude_inside, magnitude_of(self.spectrum - self.inside)])
 
     @cached_property
     def spectra(self): return torch.stack([self.inside, self.spectrum - self.inside])  # of both parts, since the transform is linear `(2, batch, freq, frame)`
@@ -491,7 +493,8 @@ def draw_windows(self:TimeDomainLMAC, magnitude, phase, maps, target, contrast=N
 # %% ../../nbs/models/time_domain.ipynb #34c70eab
 @patch
 def graph_parts(self:TimeDomainLMAC, waveform, spectrum, maps, target, threshold): # ratio, and the spectra of both parts one behind the other
-    "What an [exported](../scale/export.ipynb) file computes; arguments as for `LMAC.graph_parts`, of which there is no threshold"
+    "What an [exported](../scale/export.ipynb) file computes; arguments as for `LMAC.graph_parts`, of which there is no threshold. Raises `ValueError` where the classifier hears a part only"
+    if self.hears_a_part: raise ValueError("it hears a part of each clip, where its parts are no waveforms of their own")
     inside = self.stft.analyse(self.fast_decoder.separate(waveform, maps, target, spectrum=spectrum))
     return (inside.abs() / spectrum.abs().clamp_min(1e-6)).clamp(0, 1), torch.cat([inside, spectrum - inside])
 

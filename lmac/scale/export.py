@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'PRECISIONS', 'is_power_of_two', 'graph_stft', 'overlap_add', 'graph_istft', 'exportable_transforms',
-           'probe_sounds', 'ExplainerGraph', 'check_exportable', 'store_weights', 'with_checksum', 'check_sum',
+           'probe_sounds', 'ExplainerGraph', 'check_exportable', 'store_weights', 'with_checksum', 'verify_checksum',
            'export_onnx', 'OnnxExplainer', 'compare_onnx']
 
 # %% ../../nbs/scale/export.ipynb #e2922707
-import copy, hashlib, json, math, re, tempfile
+import copy, hashlib, json, math, re
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch as replaced
@@ -16,15 +16,15 @@ from unittest.mock import patch as replaced
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.basics import patch, store_attr
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import __version__
-from ..audio import check_waveform, load_audio, printable, resample, to_mono, write_atomically
+from ..audio import printable, write_atomically
 from ..explain import WINDOWED_S, LMAC
 from ..explanation import Explanation, Explanations
-from ..masking import apply_mask
+from ..masking import WAVEFORM, apply_mask
 from ..spectrogram import STFT
 
 # %% ../../nbs/scale/export.ipynb #2a5e02e9
@@ -202,7 +202,7 @@ def with_checksum(
     "A model whose last metadata are the SHA-256 of all before"
     return data + _MARK + hashlib.sha256(data).hexdigest().encode()
 
-def check_sum(
+def verify_checksum(
     data:bytes, # of a file
     name, # of it
 ):
@@ -215,7 +215,7 @@ def _about(explainer, licence, weights, length):
     "What a file says of itself, names to texts"
     classifier = explainer.classifier
     made = dict(labels=list(explainer.labels), sample_rate=explainer.sample_rate, duration_s=classifier.duration_s, length=length, longest_s=max(WINDOWED_S, classifier.duration_s), stft=explainer.stft.config, domain=explainer.domain,
-                multi_label=bool(classifier.multi_label), class_conditional=explainer.is_class_conditional, rounds=not hasattr(explainer, 'separate'), heard_s=classifier.heard_s, padded_s=classifier.padded_s, weights=weights, licence=licence, lmac_version=__version__)
+                multi_label=bool(classifier.multi_label), class_conditional=explainer.is_class_conditional, rounds=explainer.domain != WAVEFORM, heard_s=classifier.heard_s, padded_s=classifier.padded_s, weights=weights, licence=licence, lmac_version=__version__)
     return {k: json.dumps(x, ensure_ascii=False) for k, x in made.items()}
 
 # %% ../../nbs/scale/export.ipynb #33f732a9
@@ -264,7 +264,7 @@ class OnnxExplainer:
         try: import onnxruntime
         except ImportError as e: raise ImportError("ONNX files need onnxruntime: pip install 'lmac[onnx]'.") from e
         data = Path(file).read_bytes()
-        check_sum(data, file)
+        verify_checksum(data, file)
         options = onnxruntime.SessionOptions()
         if threads: options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
@@ -272,7 +272,8 @@ class OnnxExplainer:
         for k in ('labels', 'sample_rate', 'duration_s', 'length', 'longest_s', 'domain'): setattr(self, k, self.about[k])
         self.stft = STFT(**self.about['stft'])
 
-    class_index, class_indices = LMAC.class_index, LMAC.class_indices
+    class_index, class_indices, read, prepare = LMAC.class_index, LMAC.class_indices, LMAC.read, LMAC.prepare
+    device = 'cpu' # on which recordings are read
     @property
     def is_class_conditional(self): return self.about['class_conditional']
     def __repr__(self): return f"OnnxExplainer({len(self.labels)} classes at {self.sample_rate} Hz: {', '.join(self.labels[:4])}{', …' if len(self.labels) > 4 else ''})"
@@ -312,7 +313,7 @@ def run_whole(self:OnnxExplainer,
     places = _stretches(len(waveform), longest, int(self.duration_s * self.sample_rate))
     if target is None and len(places) > 1: target = torch.stack([self.run(waveform[None, a:b])['probabilities'][0] for a, b in places]).mean(0).argmax().item()
     runs = [self.run(waveform[None, a:b], -1 if target is None else target, threshold) for a, b in places]
-    found = {k: torch.stack([x[k][0] for x in runs]).mean(0) if 'prob' in k else runs[0][k][0] for k in OUTPUTS}
+    found = {k: torch.stack([x[k][0] for x in runs]).mean(0) if k.startswith('probabilities') else runs[0][k][0] for k in OUTPUTS}
     if len(places) > 1:
         for k in ('masked_in', 'masked_out'):
             whole, weight = (torch.zeros(len(waveform)) for _ in range(2))
@@ -343,11 +344,7 @@ def explain(self:OnnxExplainer,
     targets=None, # several classes at once: how many of the likeliest, or a list of names or indices; None: `target` alone
 ) -> Explanation: # with `targets`, `Explanations`
     "Explain the predicted class, another, or several; raises `ValueError`, `TypeError` or `FileNotFoundError`"
-    source = None
-    if isinstance(audio, (str, Path)): source, (audio, sample_rate) = printable(audio), load_audio(audio, mono=True, time_expansion=time_expansion, channel=channel)
-    elif sample_rate is None: raise ValueError("A waveform needs its sample rate: explain(waveform, sample_rate).")
-    audio = check_waveform(audio)
-    waveform = resample(to_mono(audio[None] if audio.ndim == 1 else audio, None if source else channel), sample_rate, self.sample_rate)[0]
+    (waveform, *_), source = self.read(audio, sample_rate, time_expansion, channel)
     if targets is None: return self._explanation(waveform, None if target is None else self.class_index(target), threshold, source)
     targets = self.class_indices(targets)
     if isinstance(targets, int): targets = self.run_whole(waveform)['probabilities'].argsort(descending=True, stable=True)[:targets].tolist()
@@ -358,7 +355,8 @@ def _explanation(self:OnnxExplainer, waveform, target, threshold, source):
     found = self.run_whole(waveform, target, threshold)
     k, shortest = found['class'].item(), int(self.duration_s * self.sample_rate)
     if found['mask'].isnan().any() or found['probabilities'].isnan().any(): raise ValueError("The file must give numbers. Found: NaN, for a recording whose samples are in order.")
-    magnitude, _ = self.stft(F.pad(waveform, (0, max(shortest, self.length or 0) - len(waveform))) if len(waveform) < max(shortest, self.length or 0) else waveform)
+    size = max(len(waveform), shortest, self.length or 0)
+    magnitude, _ = self.stft(F.pad(waveform, (0, size - len(waveform))))
     gain = 1 / max(found['masked_in'].abs().max().item(), found['masked_out'].abs().max().item(), 1.)
     heard = self.run_whole((gain * found['masked_in']).clamp(-1, 1))['probabilities'][k].item()
     return Explanation(label=self.labels[k], class_index=k, probabilities=found['probabilities'], labels=self.labels, mask=found['mask'], magnitude=magnitude, waveform=waveform[None], audio=(gain * found['masked_in'])[None].clamp(-1, 1),

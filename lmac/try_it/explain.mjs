@@ -116,26 +116,18 @@ export class STFT {
   }
 }
 
-// What a mask leaves of magnitudes, as `lmac.masking.apply_mask`: a gain for each bin.
-export function gain(domain, magnitude, mask, peak) {
-  const m = Math.max(magnitude, 1e-20)
-  if (domain === 'log1p') return Math.expm1(mask * Math.log1p(magnitude)) / m
-  if (domain === 'decibel') return Math.max(magnitude / Math.max(1e-3 * peak, 1e-12), 1e-3) ** (mask - 1)
-  return mask
-}
-
 // Both parts of a clip for a mask `(freq, frame)` that is rounded at a threshold. `spectrum`: from `STFT.analyse` of the clip, padded as it was explained.
 export function remask(stft, spectrum, mask, threshold, domain, length) {
   const { re, im, count } = spectrum, { freqs } = stft
   let peak = 0
   if (domain === 'decibel') for (let i = 0; i < re.length; i++) peak = Math.max(peak, Math.hypot(re[i], im[i]))
+  const floor = Math.max(1e-3 * peak, 1e-12)                 // where the domain is in decibels, what is left out goes to 60 dB below the loudest bin, as in `lmac.masking`
   return [true, false].map((inside) => {
     const a = new Float32Array(re.length), b = new Float32Array(re.length)
     for (let t = 0; t < count; t++) for (let k = 0; k < freqs; k++) {
-      const i = t * freqs + k, open = mask[k * count + t] > threshold ? 1 : 0, kept = inside ? open : 1 - open
-      if (domain !== 'decibel' && !kept) continue           // nothing is left
-      const g = domain !== 'decibel' ? 1 : gain(domain, Math.hypot(re[i], im[i]), kept, peak)
-      a[i] = re[i] * g; b[i] = im[i] * g
+      const i = t * freqs + k, kept = (mask[k * count + t] > threshold) === inside
+      const gain = kept ? 1 : domain === 'decibel' ? 1 / Math.max(Math.hypot(re[i], im[i]) / floor, 1e-3) : 0
+      a[i] = re[i] * gain; b[i] = im[i] * gain
     }
     return stft.synthesise(a, b, length)
   })
