@@ -1,7 +1,7 @@
 """Explainers as ONNX files, and the page that computes them: `npm ci --prefix docs/try_it && python docs/page.py && python benchmarks/export.py --out nbs/results/onnx.json`, ten minutes.
 
 A hundred recordings of ESC-10 (or synthetic scenes) through PyTorch and through files with weights of 32, 16 and 8 bits: how far what they say differs. Seconds of one clip on one thread, in rounds of both in turn, and the memory of a process
-that has onnxruntime and no PyTorch. Which networks of others can be exported, and which operator stops those that can't. And the page in headless Chromium: the first visit, another clip, a move of the threshold.
+that has onnxruntime and no PyTorch. Which of forty-five networks of others can be exported (half an hour of its own), and which operator stops those that can't. And the page in headless Chromium: the first visit, another clip, a move of the threshold.
 """
 import json
 import statistics
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -21,7 +22,6 @@ from lmac.audio import save_audio, write_atomically
 from lmac.evidence.record import run_metadata
 from lmac.explain import LMAC
 from lmac.scale.export import PRECISIONS, OnnxExplainer, compare_onnx, probe_sounds
-from lmac.spectrogram import LogMel
 
 ALONE = """
 import re, sys, time, numpy as np, onnxruntime as ort
@@ -43,53 +43,34 @@ class Pooled(nn.Module):
     def forward(self, x): return self.out(self.body(self.front(x)[:, None] / 40).mean((2, 3)))
 
 
-class Recurrent(nn.Module):
-    def __init__(self): super().__init__(); self.conv = nn.Conv1d(80, 32, 5, padding=2); self.gru = nn.GRU(32, 32, batch_first=True, bidirectional=True); self.out = nn.Linear(64, 4)
-    def forward(self, x): return self.out(self.gru(self.conv(x).relu().mT)[0].mean(1))
-
-
-def hugging_face(name, **config):
-    import transformers
-    kind = {'AST': 'ASTForAudioClassification'}.get(name, f'{name}ForSequenceClassification')
-    return getattr(transformers, kind)(getattr(transformers, f'{name}Config')(num_labels=4, **config)).eval()
-
-
-def from_hub(name, extractor, **config):
-    "A network of Hugging Face with random weights, as its users load it"
-    import transformers
-    from lmac.models.checkpoints import from_transformers
-    classifier, stft = from_transformers(hugging_face(name, **config), getattr(transformers, extractor)())
-    return LMAC.for_classifier(classifier, stft=stft)
-
-
 def families():
-    "Name to what makes an untrained explainer"
-    small = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
-    waves = small | dict(conv_dim=(32,) * 7)
-    def own(model, front=None, **more): return lambda: LMAC.for_classifier(model().eval(), front, sample_rate=16000, **dict(duration_s=1.) | more)
+    "Name to what makes an explainer whose decoder is untrained: the ordinary networks of `tests/measure_ordinary.py`, front ends of torchaudio, and networks whose weights come with a package"
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tests'))
+    from measure_ordinary import NETWORKS
+    from lmac.models.packages import Crepe, SileroVAD, SpeakerEncoder
+    def own(front): return lambda: LMAC.for_classifier(Pooled(front).eval(), sample_rate=16000, duration_s=1.)
+    def mel(n_fft, hop=None): return nn.Sequential(MelSpectrogram(16000, n_fft, hop_length=hop, n_mels=40), AmplitudeToDB())
+    def packaged(make, **settings): return lambda: LMAC.for_classifier(make().eval(), sample_rate=16000, **settings)
     return {
-        'convolutions on torchaudio MelSpectrogram, n_fft 400': own(lambda: Pooled(nn.Sequential(MelSpectrogram(16000, 400, hop_length=160, n_mels=40), AmplitudeToDB()))),
-        'convolutions on torchaudio MelSpectrogram, n_fft 1024': own(lambda: Pooled(nn.Sequential(MelSpectrogram(16000, 1024, n_mels=40), AmplitudeToDB()))),
-        'convolutions on torchaudio MFCC': own(lambda: Pooled(MFCC(16000, 40))),
-        'recurrent network on LogMel': own(Recurrent, LogMel(16000, 1024, 80)),
-        'wav2vec 2.0 (transformers)': lambda: from_hub('Wav2Vec2', 'Wav2Vec2FeatureExtractor', **waves),
-        'HuBERT (transformers)': lambda: from_hub('Hubert', 'Wav2Vec2FeatureExtractor', **waves),
-        'WavLM (transformers)': lambda: from_hub('WavLM', 'Wav2Vec2FeatureExtractor', **waves),
-        'AST (transformers)': lambda: from_hub('AST', 'ASTFeatureExtractor', **small | dict(max_length=1024)),
-    }
+        'convolutions on torchaudio MelSpectrogram, n_fft 400': own(mel(400, 160)), 'convolutions on torchaudio MelSpectrogram, n_fft 1024': own(mel(1024)), 'convolutions on torchaudio MFCC': own(MFCC(16000, 40)),
+        'CREPE (torchcrepe, full)': packaged(Crepe, duration_s=Crepe.duration_s), 'Silero VAD': packaged(SileroVAD, duration_s=1.), 'Resemblyzer': packaged(SpeakerEncoder, duration_s=SpeakerEncoder.duration_s),
+    } | {name: make for name, (package, make, known) in NETWORKS.items()}
 
 
-def exported(make, folder, length_s=None):
-    "How an export went: for any length, for one, or what stopped it"
+def exported(make, folder):
+    "How an export went: for any length and, where that can't be, for one; or what stopped it"
     torch.manual_seed(0)
-    try: explainer = make()
-    except Exception as e: return dict(made=f'{type(e).__name__}: {str(e).splitlines()[0][:200]}')
+    try:
+        with warnings.catch_warnings(action='ignore'): explainer = make()
+    except ImportError: return None
     row = {}
     for name, length in dict(any_length=None, one_length=explainer.classifier.duration_s).items():
-        try:
-            found = compare_onnx(explainer, explainer.export_onnx(f'{folder}/family.onnx', length_s=length), probe_sounds(explainer.sample_rate, explainer.classifier.duration_s))
-            row[name] = dict(same_class=found.same_class.mean(), probabilities=found.probabilities.max(), mask=found['mask'].max(), sound_db=found.sound_db.max())
-        except ValueError as e: row[name] = str(e)
+        try: file = explainer.export_onnx(f'{folder}/family.onnx', length_s=length)
+        except ValueError as e:
+            row[name] = str(e)
+            continue
+        found = compare_onnx(explainer, file, probe_sounds(explainer.sample_rate, explainer.classifier.duration_s))
+        return row | {name: summary(found) | dict(batch=OnnxExplainer(file).about['batch'], bytes=file.stat().st_size)}
     return row
 
 
@@ -143,9 +124,11 @@ def comparison(found, lmac, sounds, data, folder, rounds):
 
 def kinds(found, lmac, sounds, data, folder, rounds):
     "Which networks of others can be exported"
+    found['families'] = {}
     for name, make in families().items():
-        found['families'][name] = exported(make, folder)
-        print(name, found['families'][name], flush=True)
+        row = exported(make, folder)
+        print(name, row, flush=True)
+        if row: found['families'][name] = row  # none where its package is not installed
 
 
 def seconds(found, lmac, sounds, data, folder, rounds):

@@ -143,6 +143,11 @@ def _explain_scene(explainer, out, options, report=True):
     for name, sound in (scene.sources | {'input': scene.waveform}).items(): save_audio(out / f'{name}.wav', sound, scene.sample_rate)
     print(f"{explanation.source}: {explanation.sentence()}")
 
+def _explain_one(explainer, files, out, options, report):
+    "A recording, or, without any, the scene"
+    if files: print(said_of(files[0][0], explain_file(explainer, files[0][0], out, options, report), out))
+    else: _explain_scene(explainer, out, options, report)
+
 def _explain_all(explainer, recordings, out, options, overwrite, labels, report):
     "A folder with its table, and a gallery to look through, which is named last, whatever could not be explained"
     table = out / 'explanations.csv'
@@ -171,28 +176,11 @@ def _with_prompts(explainer, prompts): # an explainer
     return explainer.with_prompts(prompts)
 
 # %% ../nbs/13_cli.ipynb #45eba939
-def _exported(file, **options):
-    "What a file of `lmac-export` explains with; raises `ValueError` for options that it knows nothing of"
+def _exported(file, several, **options):
+    "What a file of `lmac-export` explains with, several recordings at a time or one on all cores; raises `ValueError` for options that it knows nothing of"
     if found := [name for name, value in options.items() if value]: raise ValueError(f"--onnx explains by a file, which has no part in {', '.join(f'--{name}' for name in found)}: leave that out, or name the explainer itself with --explainer.")
     from lmac.scale.export import OnnxExplainer
-    return OnnxExplainer(file)
-
-def _explain_by_onnx(explainer, files, out, options, report, single, *_):
-    "Each recording by an exported file; a single one's results lie in `out` itself"
-    asked = {k: v for k, v in options.items() if k in ('target', 'targets', 'threshold', 'time_expansion', 'channel')}
-    if not files: return _explain_scene(explainer, out, options, report)
-    for path, where in files:
-        explanation = explainer.explain(path, **asked)
-        explanation.speed = options.get('speed')
-        place = out if single else out / where
-        explanation.save(place, report, threshold=options.get('region_threshold'))
-        print(said_of(path, explanation, place))
-
-def _explain_by_torch(explainer, files, out, options, report, single, overwrite, labels):
-    "A folder, a recording, or the scene"
-    if not single: _explain_all(explainer, files, out, options, overwrite, labels, report)
-    elif files: print(said_of(files[0][0], explain_file(explainer, files[0][0], out, options, report), out))
-    else: _explain_scene(explainer, out, options, report)
+    return OnnxExplainer(file, 1 if several else None)
 
 # %% ../nbs/13_cli.ipynb #ad4de230
 def _refuse_other_results(out, files=None):
@@ -246,12 +234,13 @@ def lmac_explain(
         if single and not is_main(): return  # one recording is one process's work
         once = (lambda work: work()) if single else on_main
         (files, labels), out = once(lambda: _asked(paths, Path(out), labels)), Path(out)
-        lmac, threshold = _exported(onnx, contrast=contrast, long=long, native_rate=native_rate, prompt=prompt) if onnx else _with_prompts(LMAC.from_pretrained(explainer), prompt), .5 if binary and threshold is None else threshold
+        lmac, threshold = _exported(onnx, not single, contrast=contrast, long=long, native_rate=native_rate, prompt=prompt) if onnx else _with_prompts(LMAC.from_pretrained(explainer), prompt), .5 if binary and threshold is None else threshold
         options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate, region_threshold=region_threshold) | _several(lmac, target, top)
         options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion, channel=channel).items() if v is not None}
         with _alone(out):
             if not overwrite: once(lambda: _refuse_other_results(out, files if single else None))
-            (_explain_by_onnx if onnx else _explain_by_torch)(lmac, files, out, options, not no_report, single, overwrite, labels)
+            if single: _explain_one(lmac, files, out, options, not no_report)
+            else: _explain_all(lmac, files, out, options, overwrite, labels, not no_report)
         if single and not no_report: print(f"Open {out / 'report.html'} in a browser.")
 
 # %% ../nbs/13_cli.ipynb #14cli027

@@ -376,8 +376,9 @@ def heard(self:LMAC,
 ) -> Tensor: # of ones and zeros `(batch, 1, frame)`
     "The frames that an answer can rest on; of one clip, for several classes too"
     inside = torch.ones(len(target), 1, magnitude.shape[-1], device=magnitude.device)
-    ends = [end for end in ((self.classifier.heard_s or 0) * self.sample_rate, n_samples if self.classifier.padded_s else None) if end]
-    if ends: inside[..., 1 + int(min(ends) / self.stft.hop_length):] = 0
+    frames, hop = torch.arange(magnitude.shape[-1], device=magnitude.device), self.stft.hop_length
+    if self.classifier.heard_s: inside = inside * (frames <= int(self.classifier.heard_s * self.sample_rate / hop))
+    if self.classifier.padded_s and n_samples: inside = inside * (frames <= n_samples // hop)
     if self.classifier.at_fraction:
         with torch.inference_mode(False), torch.enable_grad():
             x = magnitude.clone().requires_grad_()

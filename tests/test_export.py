@@ -2,6 +2,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -97,6 +98,35 @@ def test_batches_and_classes(tmp_path):
     assert rounded.unique().tolist() == [0., 1.]
 
 
+def small_wav2vec():
+    import transformers
+    from lmac.models.checkpoints import from_transformers
+    config = transformers.Wav2Vec2Config(num_labels=3, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, conv_dim=(16,) * 7, num_conv_pos_embeddings=16)
+    classifier, stft = from_transformers(transformers.Wav2Vec2ForSequenceClassification(config).eval(), transformers.Wav2Vec2FeatureExtractor())
+    return LMAC.for_classifier(classifier, stft=stft)
+
+
+def loudness_of_the_batch():
+    "A network that judges a clip by those beside it"
+    return LMAC.for_classifier(nn.Sequential(MelSpectrogram(16000, 512, n_mels=40), AmplitudeToDB(top_db=60), nn.Conv1d(40, 8, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3)), sample_rate=16000, duration_s=1.)
+
+
+@pytest.mark.parametrize("make", [small_wav2vec, loudness_of_the_batch])
+def test_one_clip_at_a_time(tmp_path, make):
+    torch.manual_seed(0)
+    explainer = make()
+    file = explainer.export_onnx(tmp_path/"one.onnx")
+    agrees(explainer, file, **LOGARITHMS)
+    by_file = OnnxExplainer(file)
+    assert by_file.about["batch"] == 1
+    x = torch.stack([sound for name, sound in probe_sounds(16000).items() if name in ("noise", "chirp", "click")])
+    want, found = explainer.masked_parts(x, target=torch.tensor([2, 0, 1])), by_file.run(x, [2, 0, 1])
+    assert found["class"].tolist() == [2, 0, 1] and found["mask"].shape == want["mask"].shape
+    torch.testing.assert_close(found["mask"], want["mask"], atol=2e-3, rtol=0)
+    torch.testing.assert_close(found["probabilities"], want["probabilities"], atol=3e-3, rtol=0)
+    torch.testing.assert_close(by_file.run(x, 1)["class"], torch.tensor([1, 1, 1]))
+
+
 class Sorts(nn.Module):
     def __init__(self): super().__init__(); self.conv = nn.Conv2d(1, 4, 3); self.out = nn.Linear(4, 2)
     def forward(self, x):
@@ -115,6 +145,23 @@ def test_what_can_not_be_exported_says_why(tmp_path):
     with pytest.raises(ValueError, match="draws random numbers"): remembers.export_onnx(tmp_path/"x.onnx")
 
 
+class Grows(nn.Module):
+    "Whose answer rests on a number of frames that a graph takes for a constant"
+    def __init__(self): super().__init__(); self.conv = nn.Conv2d(1, 4, 3, padding=1); self.out = nn.Linear(4, 2)
+    def forward(self, x):
+        kept = torch.ones_like(x)
+        kept[..., int(x.shape[-1] / 1.5):] = 0
+        return self.out(self.conv((x * kept)[:, None]).relu().sum((2, 3)) / 1000)
+
+
+def test_a_graph_for_any_length_is_tried_with_another(tmp_path):
+    from lmac.spectrogram import STFT, LogMel
+    torch.manual_seed(0)
+    explainer = LMAC.for_classifier(Grows(), LogMel(16000, 1024, 40), taps=["conv"], sample_rate=16000, duration_s=1., stft=STFT(1024, 256), map_layout="freq_time")
+    with pytest.raises(ValueError, match=r"can't be exported: of 1\.37 s of noise the graph says something else .* length_s"): explainer.export_onnx(tmp_path/"x.onnx")
+    agrees(explainer, explainer.export_onnx(tmp_path/"one.onnx", length_s=1.), **LOGARITHMS)
+
+
 def test_files_that_are_none(tmp_path):
     data = with_checksum(b"some model")
     verify_checksum(data, "x.onnx")
@@ -126,11 +173,39 @@ def test_files_that_are_none(tmp_path):
 def test_from_a_shell(tmp_path, capsys):
     lmac_export("esc10", out=str(tmp_path/"explainer.onnx"), weights="float16")
     assert "probabilities differ from PyTorch's by" in (said := capsys.readouterr().out) and "all classes are the same" in said
-    for name in ("dog", "rain"): save_audio(tmp_path/f"{name}.wav", make_scene({name: 0}, 2., 22050).waveform, 22050)
-    lmac_explain([str(tmp_path/"dog.wav"), str(tmp_path/"rain.wav")], out=str(tmp_path/"out"), onnx=str(tmp_path/"explainer.onnx"), no_report=True)
-    lmac_explain([str(tmp_path/"dog.wav")], out=str(tmp_path/"torch"), explainer="esc10", no_report=True)
-    by_file, by_torch = (json.loads((tmp_path/p).read_text()) for p in ("out/dog.wav/explanation.json" if (tmp_path/"out/dog.wav").is_dir() else "out/dog/explanation.json", "torch/explanation.json"))
+    (tmp_path/"in").mkdir()
+    for name in ("dog", "rain"): save_audio(tmp_path/"in"/f"{name}.wav", make_scene({name: 0}, 2., 22050).waveform, 22050)
+    (tmp_path/"in"/"broken.wav").write_bytes(b"RIFF")
+    def run(**options): return lmac_explain([str(tmp_path/"in")], out=str(tmp_path/"out"), onnx=str(tmp_path/"explainer.onnx"), **options)
+    with pytest.raises(SystemExit): run()   # after the others were explained
+    out, err = capsys.readouterr()
+    assert "1 of 3 recordings could not be explained: broken.wav" in err and (tmp_path/"out"/"index.html").is_file() and f"Open {tmp_path/'out'/'index.html'}" in out
+    table = pd.read_csv(tmp_path/"out"/"explanations.csv").set_index("recording")
+    assert table.error.notna().tolist() == [True, False, False]
+    lmac_explain([str(tmp_path/"in"/"dog.wav")], out=str(tmp_path/"torch"), explainer="esc10", no_report=True)
+    by_file, by_torch = (json.loads((tmp_path/p/"explanation.json").read_text()) for p in ("out/dog", "torch"))
     assert by_file["label"] == by_torch["label"] and by_file["verdict"] == by_torch["verdict"]
     assert np.isclose(by_file["probability_heard"], by_torch["probability_heard"], atol=5e-3)
-    with pytest.raises(SystemExit): lmac_explain([str(tmp_path/"dog.wav")], out=str(tmp_path/"out2"), onnx=str(tmp_path/"explainer.onnx"), long=True)
+    (tmp_path/"in"/"broken.wav").unlink()
+    run()
+    assert "2 of 2 had been explained before" in capsys.readouterr().out
+    lmac_export("esc10", out=str(tmp_path/"explainer.onnx"), weights="int8")
+    with pytest.raises(SystemExit): run()
+    assert "another explainer" in capsys.readouterr().err
+    lmac_explain([str(tmp_path/"in"/"dog.wav")], out=str(tmp_path/"alone"), onnx=str(tmp_path/"explainer.onnx"), top=2)
+    assert "Open" in capsys.readouterr().out and (tmp_path/"alone"/"report.html").is_file()
+    with pytest.raises(SystemExit): lmac_explain([str(tmp_path/"in"/"dog.wav")], out=str(tmp_path/"out2"), onnx=str(tmp_path/"explainer.onnx"), long=True)
     assert "--long" in capsys.readouterr().err
+
+
+def test_long_recordings_several_and_what_a_file_has_not(tmp_path):
+    explainer = LMAC.from_pretrained("esc10")
+    by_file = OnnxExplainer(explainer.export_onnx(tmp_path/"explainer.onnx"))
+    long = torch.cat([make_scene({name: 0}, 14.).waveform for name in ("dog", "rain", "rooster")], 1)
+    save_audio(tmp_path/"long.wav", long, 16000)
+    lmac_explain([str(tmp_path/"long.wav")], out=str(tmp_path/"out"), onnx=str(tmp_path/"explainer.onnx"), no_report=True)   # in stretches, as one
+    assert json.loads((tmp_path/"out"/"explanation.json").read_text())["duration_s"] == 42
+    both = by_file.explain([make_scene({name: 0}, 2.).waveform for name in ("dog", "rain")], 16000, targets=2)
+    assert len(both) == 2 and all(len(x.targets) == 2 for x in both)
+    for more in (dict(contrast="rain"), dict(at=1.)):
+        with pytest.raises(ValueError, match="leave contrast and at out"): by_file.explain(long, 16000, **more)

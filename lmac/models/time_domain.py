@@ -492,7 +492,7 @@ def draw_windows(self:TimeDomainLMAC, magnitude, phase, maps, target, contrast=N
 
 # %% ../../nbs/models/time_domain.ipynb #34c70eab
 @patch
-def graph_parts(self:TimeDomainLMAC, waveform, spectrum, maps, target, threshold): # ratio, and the spectra of both parts one behind the other
+def graph_parts(self:TimeDomainLMAC, waveform, spectrum, maps, target, threshold, n_samples): # ratio, and the spectra of both parts one behind the other
     "What an [exported](../scale/export.ipynb) file computes; arguments as for `LMAC.graph_parts`, of which there is no threshold. Raises `ValueError` where the classifier hears a part only"
     if self.hears_a_part: raise ValueError("it hears a part of each clip, where its parts are no waveforms of their own")
     inside = self.stft.analyse(self.fast_decoder.separate(waveform, maps, target, spectrum=spectrum))

@@ -14,7 +14,6 @@ from pathlib import Path
 from unittest.mock import patch as replaced
 
 import numpy as np
-import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -116,11 +115,12 @@ def graph_parts(self:LMAC,
     maps:list, # of the classifier
     target:Tensor, # class `(batch,)`
     threshold:Tensor, # to round the mask at; below 0: none
+    n_samples:int, # of the clips themselves
 ) -> tuple: # mask `(batch, freq, frame)`; spectra `(2 · batch, freq, frame)` of what is masked in, and of what is masked out
     "What a mask lets through, and what it does not"
     mask, magnitude = self.predict_mask(maps, spectrum.shape[-1], target), spectrum.abs()
     mask = torch.where(threshold < 0, mask, (mask > threshold).to(mask))
-    if self.hears_a_part: mask = mask * self.heard(magnitude, None, target, waveform.shape[-1])
+    if self.hears_a_part: mask = mask * self.heard(magnitude, None, target, n_samples)
     both = torch.cat([magnitude, magnitude])
     gain = apply_mask(both, torch.cat([mask, 1 - mask]), self.domain) / both.clamp_min(1e-20)
     parts = torch.view_as_real(torch.cat([spectrum, spectrum])) * gain[..., None]
@@ -140,7 +140,7 @@ class ExplainerGraph(nn.Module):
         logits, maps = classifier.with_taps(spectrum.abs(), phase_of(spectrum))
         target = torch.where(class_index < 0, logits.argmax(1), class_index)
         length = (spectrum.shape[-1] - 1) * stft.hop_length
-        mask, parts = explainer.graph_parts(F.pad(waveform, (0, length - n)), spectrum, maps, target, threshold)
+        mask, parts = explainer.graph_parts(F.pad(waveform, (0, length - n)), spectrum, maps, target, threshold, n)
         sounds = stft.synthesise(parts, length)[:, :n].unflatten(0, (2, -1))
         judged = classifier.probabilities(classifier(parts.abs(), phase_of(parts))).unflatten(0, (2, -1))
         return classifier.probabilities(logits), target, mask, sounds[0], sounds[1], judged[0], judged[1]
@@ -151,7 +151,7 @@ def check_exportable(
 ):
     "Raise `ValueError` for an explainer that is no function of its input"
     classifier = explainer.classifier
-    reasons = dict(draws='its network draws random numbers', stateful='its network remembers what it heard before', one_by_one='its network judges a clip by those beside it', at_fraction='it is asked about a stretch of time')
+    reasons = dict(draws='its network draws random numbers', stateful='its network remembers what it heard before', at_fraction='it is asked about a stretch of time')
     if found := [why for what, why in reasons.items() if getattr(classifier, what)]:
         raise ValueError(f"This explainer can't be exported: {' and '.join(found)}, and a graph only computes.")
 
@@ -159,7 +159,9 @@ def _why_not(error):
     "The operator that stopped an export, in a line"
     said = ' '.join(str(e) for e in _chain(error))
     if found := re.search(r"(?:op='|OpOverload: |torch\.ops\.|No ONNX function found for <[^']*')([\w.]*aten[\w.:]*|\w+[.:]+\w+[\w.]*)", said): return f"the operator {found[1].replace('::', '.')} has no counterpart in ONNX, or not for any length of clips"
-    return f"{type(error.__cause__ or error).__name__}: {str(error.__cause__ or error).strip().splitlines()[0][:200]}"
+    cause = error.__cause__ or error
+    said = str(cause).strip().splitlines()[0][:200].rstrip('.')
+    return said if type(cause) is ValueError and cause is error else f"{type(cause).__name__}: {said}"
 
 def _chain(error):
     while error is not None:
@@ -219,18 +221,39 @@ def _about(explainer, licence, weights, length):
     return {k: json.dumps(x, ensure_ascii=False) for k, x in made.items()}
 
 # %% ../../nbs/scale/export.ipynb #33f732a9
-def _program(explainer, length, fixed):
-    "The graph as torch's exporter gives it; raises `ValueError` that names what stopped it"
-    clips = .01 * torch.randn(2, length, generator=torch.Generator().manual_seed(0))
+def _program(explainer, length, fixed, together):
+    "The graph as torch's exporter gives it, of one clip or of any number `together`; raises whatever stops it"
+    clips = .01 * torch.randn(2 if together else 1, length, generator=torch.Generator().manual_seed(0))
     any_size = torch.export.Dim.DYNAMIC
-    sizes = dict(waveform={0: any_size} | ({} if fixed else {1: any_size}), class_index={0: any_size}, threshold={})
+    batch, time = {0: any_size} if together else {}, {} if fixed else {1: any_size}
+    sizes = dict(waveform=batch | time, class_index=batch, threshold={})
     with torch.no_grad(), exportable_transforms():
-        try: return torch.onnx.export(ExplainerGraph(explainer).eval(), (clips, torch.full((2,), -1), torch.tensor(-1.)), dynamo=True, dynamic_shapes=sizes, external_data=False, verbose=False,
-                                      input_names=list(sizes), output_names=OUTPUTS)
-        except Exception as e:  # of any kind, as the exporter runs the network
-            hint = '' if fixed else " Some networks can be exported for clips of one length: length_s."
-            raise ValueError(f"This explainer can't be exported: {_why_not(e)}.{hint}") from e
+        return torch.onnx.export(ExplainerGraph(explainer).eval(), (clips, torch.full((len(clips),), -1), torch.tensor(-1.)), dynamo=True, dynamic_shapes=sizes, external_data=False, verbose=False,
+                                 input_names=list(sizes), output_names=OUTPUTS)
 
+# %% ../../nbs/scale/export.ipynb #39d975b5
+def _check_graph(explainer, data, n):
+    "Raise `ValueError` for a graph that says something else than PyTorch of so many samples of noise: one that holds a number which belongs to another length"
+    noise = .1 * torch.randn(n, generator=torch.Generator().manual_seed(0))
+    found = compare_onnx(explainer, data, dict(noise=noise)).loc['noise']
+    if max(found.probabilities, found['mask']) > .05: raise ValueError(f"of {n / explainer.sample_rate:.3g} s of noise the graph says something else than PyTorch (probabilities differ by {found.probabilities:.2g}, masks by {found['mask']:.2g})")
+
+def _tried_model(explainer, length, about):
+    "The graph for any number of clips, or, of networks that are not to be had so, for one, as `batch` in its metadata says; raises `ValueError` that names what stopped it"
+    import onnx
+    shortest = int(explainer.classifier.duration_s * explainer.sample_rate)
+    for batch in (1,) if explainer.classifier.one_by_one else (None, 1):
+        try:
+            model = _program(explainer, length or shortest + 16 * explainer.stft.hop_length, length is not None, batch is None).model_proto
+            onnx.helper.set_model_props(model, about | dict(batch=json.dumps(batch)))
+            onnx.checker.check_model(model, full_check=True)
+            _check_graph(explainer, with_checksum(model.SerializeToString()), length or int(1.37 * shortest))
+            return model
+        except Exception as e: error = e  # of any kind, as the exporter runs the network
+    hint = '' if length else " Some networks can be exported for clips of one length: length_s."
+    raise ValueError(f"This explainer can't be exported: {_why_not(error)}.{hint}") from error
+
+# %% ../../nbs/scale/export.ipynb #58d4a812
 def export_onnx(
     explainer:LMAC, # trained
     path, # of the file to write
@@ -239,7 +262,7 @@ def export_onnx(
     licence:str='apache-2.0', # of the weights, as the hub names it
 ) -> Path: # `path`
     "Write an ONNX file (opset 20) that explains without PyTorch; raises `ImportError`, or `ValueError` for what can't be exported"
-    try: import onnx, onnxscript
+    try: import onnx, onnxruntime, onnxscript
     except ImportError as e: raise ImportError("Export needs ONNX: pip install 'lmac[onnx]'.") from e
     if weights not in PRECISIONS: raise ValueError(f"weights must be one of {', '.join(map(repr, PRECISIONS))}. Found: {weights!r}.")
     check_exportable(explainer)
@@ -247,9 +270,8 @@ def export_onnx(
     length = None if length_s is None else round(length_s * explainer.sample_rate)
     if length is not None and length < shortest: raise ValueError(f"length_s must be {explainer.classifier.duration_s:g} at least, the length of the classifier's clips. Found: {length_s:g}.")
     if explainer.device.type != 'cpu': explainer = copy.deepcopy(explainer).to('cpu')
-    model = _program(explainer, length or shortest + 16 * explainer.stft.hop_length, length is not None).model_proto
+    model = _tried_model(explainer, length, _about(explainer, licence, weights, length))
     store_weights(model, weights)
-    onnx.helper.set_model_props(model, _about(explainer, licence, weights, length))
     onnx.checker.check_model(model, full_check=True)
     write_atomically(path, with_checksum(model.SerializeToString()))
     return Path(path)
@@ -258,26 +280,29 @@ def export_onnx(
 class OnnxExplainer:
     "What `export_onnx` wrote, ready to explain; raises `ImportError`, `FileNotFoundError`, or `ValueError` for a file that is damaged or another's"
     def __init__(self,
-        file, # that `LMAC.export_onnx` or `lmac-export` wrote
+        file, # that `LMAC.export_onnx` or `lmac-export` wrote, or its bytes
         threads:int=None, # to compute with; None: as many as there are cores
     ):
         try: import onnxruntime
         except ImportError as e: raise ImportError("ONNX files need onnxruntime: pip install 'lmac[onnx]'.") from e
-        data = Path(file).read_bytes()
-        verify_checksum(data, file)
+        data = file if isinstance(file, bytes) else Path(file).read_bytes()
+        verify_checksum(data, 'a file' if data is file else file)
+        self.sha256 = hashlib.sha256(data).hexdigest()
         options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised
         if threads: options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
         self.about = {k: json.loads(x) for k, x in self.session.get_modelmeta().custom_metadata_map.items() if k != 'sha256'}
         for k in ('labels', 'sample_rate', 'duration_s', 'length', 'longest_s', 'domain'): setattr(self, k, self.about[k])
         self.stft = STFT(**self.about['stft'])
 
-    class_index, class_indices, read, prepare = LMAC.class_index, LMAC.class_indices, LMAC.read, LMAC.prepare
-    device = 'cpu' # on which recordings are read
+    class_index, class_indices, read, prepare, explain = LMAC.class_index, LMAC.class_indices, LMAC.read, LMAC.prepare, LMAC.explain
+    device = torch.device('cpu') # on which it computes
     @property
     def is_class_conditional(self): return self.about['class_conditional']
     def __repr__(self): return f"OnnxExplainer({len(self.labels)} classes at {self.sample_rate} Hz: {', '.join(self.labels[:4])}{', …' if len(self.labels) > 4 else ''})"
 
+# %% ../../nbs/scale/export.ipynb #a22e33c6
 @patch
 def run(self:OnnxExplainer,
     waveform, # `(batch, time)` at the explainer's rate, a tensor or an array
@@ -289,8 +314,11 @@ def run(self:OnnxExplainer,
     wanted = self.length or max(n, int(self.duration_s * self.sample_rate))
     if n > wanted: raise ValueError(f"This file explains clips of {wanted / self.sample_rate:g} s at most. Found: {n / self.sample_rate:g} s. Cut it, or export for any length.")
     if threshold is not None and not self.about['rounds']: raise ValueError("This explainer makes waveforms, and has no mask to round: leave the threshold out.")
-    feeds = dict(waveform=F.pad(x, (0, wanted - n)).numpy(), class_index=np.asarray(target).reshape(-1), threshold=np.array(-1 if threshold is None else threshold, np.float32))
-    found = dict(zip(OUTPUTS, map(torch.from_numpy, self.session.run(OUTPUTS, feeds))))
+    clips, classes, threshold = F.pad(x, (0, wanted - n)).numpy(), np.asarray(target).reshape(-1), np.array(-1 if threshold is None else threshold, np.float32)
+    pairs = [(clips, classes)] if self.about['batch'] is None else zip(np.split(clips, len(x)), np.broadcast_to(classes, len(x)).reshape(-1, 1))
+    runs = [self.session.run(OUTPUTS, dict(waveform=some, class_index=theirs, threshold=threshold)) for some, theirs in pairs]
+    found = {k: torch.from_numpy(np.concatenate(outs)) for k, outs in zip(OUTPUTS, zip(*runs))}
+    if self.about['padded_s']: found['mask'][..., 1 + n // self.stft.hop_length:] = 0  # which is heard, and is no part of the clip
     return found | {k: found[k][..., :n] for k in ('masked_in', 'masked_out')}
 
 # %% ../../nbs/scale/export.ipynb #3d93a882
@@ -335,20 +363,20 @@ def _joined(self:OnnxExplainer, masks, places, n):
 
 # %% ../../nbs/scale/export.ipynb #a7632f18
 @patch
-def explain(self:OnnxExplainer,
-    audio, # path, or waveform `(time)` or `(channel, time)`
-    sample_rate:int=None, # of a waveform, in Hz
-    target=None, # class to explain, its name or index; None: the predicted one
-    threshold:float=None, # round the mask at this, for a binary mask; None leaves it soft
-    time_expansion=None, channel:int=None, # as for `LMAC.explain`
-    targets=None, # several classes at once: how many of the likeliest, or a list of names or indices; None: `target` alone
-) -> Explanation: # with `targets`, `Explanations`
-    "Explain the predicted class, another, or several; raises `ValueError`, `TypeError` or `FileNotFoundError`"
-    (waveform, *_), source = self.read(audio, sample_rate, time_expansion, channel)
-    if targets is None: return self._explanation(waveform, None if target is None else self.class_index(target), threshold, source)
-    targets = self.class_indices(targets)
-    if isinstance(targets, int): targets = self.run_whole(waveform)['probabilities'].argsort(descending=True, stable=True)[:targets].tolist()
-    return Explanations([self._explanation(waveform, k, threshold, source) for k in targets])
+def explain_waveforms(self:OnnxExplainer,
+    waveforms:list, # of `(time)`, one channel at the explainer's rate
+    sources:list=None, # names of their files
+    target=None, threshold:float=None, contrast=None, at=None, targets=None, batch_size:int=None, # as for `LMAC.explain`; a file knows nothing of `contrast` and `at`, and takes recordings one by one
+) -> list: # of `Explanation`s, or of `Explanations`
+    "Explain what has been read; raises `ValueError`"
+    if contrast is not None or at is not None: raise ValueError("A file explains one class of a whole recording: leave contrast and at out, or ask the explainer that it was made of.")
+    if target is not None and targets is not None: raise ValueError(f"Name one class as target, or several as targets. Found: target={target!r} and targets={targets!r}.")
+    target, targets = None if target is None else self.class_index(target), None if targets is None else self.class_indices(targets)
+    def of(x, source):
+        if targets is None: return self._explanation(x, target, threshold, source)
+        chosen = targets if not isinstance(targets, int) else self.run_whole(x)['probabilities'].argsort(descending=True, stable=True)[:targets].tolist()
+        return Explanations([self._explanation(x, k, threshold, source) for k in chosen])
+    return [of(x, source) for x, source in zip(waveforms, sources or [None] * len(waveforms))]
 
 @patch
 def _explanation(self:OnnxExplainer, waveform, target, threshold, source):
@@ -369,8 +397,9 @@ def compare_onnx(
     explainer:LMAC, # that was exported
     file, # what was written
     sounds:dict, # name to waveform `(time,)` at its rate
-) -> pd.DataFrame: # a row for each: whether the class is the same, largest differences of probabilities and of the mask, difference of the sound in dB below it
+) -> 'pandas.DataFrame': # a row for each: whether the class is the same, largest differences of probabilities and of the mask, difference of the sound in dB below it
     "How far what a file gives is from what PyTorch gives"
+    from pandas import DataFrame  # here, for a fast start
     by_file, rows = OnnxExplainer(file), []
     for name, x in sounds.items():
         want, got = explainer.masked_parts(x[None].to(explainer.device)), by_file.run(x[None])
@@ -378,4 +407,4 @@ def compare_onnx(
         both, differ = (torch.stack([t.float().cpu() for t in ts]) for ts in ((want['audio_in'], want['audio_out']), (got['masked_in'] - want['audio_in'].cpu(), got['masked_out'] - want['audio_out'].cpu())))
         rows.append(dict(sound=name, same_class=got['class'].item() == want['target'].item(), probabilities=max((got[k] - want[v].cpu()).abs().max().item() for k, v in pairs.items()), mask=(got['mask'] - want['mask'].cpu()).abs().max().item(),
                          sound_db=10 * math.log10(max(differ.square().sum().item(), 1e-30) / max(both.square().sum().item(), 1e-12))))
-    return pd.DataFrame(rows).set_index('sound')
+    return DataFrame(rows).set_index('sound')

@@ -22,6 +22,7 @@ from ..audio import AUDIO_FORMATS, printable, speed_words, write_atomically
 from ..data import audio_files, exclusive, read_table
 from ..explanation import region_files, speed_suffix
 from ..pretrained import settings_hash, weights_sha256, write_files
+from .export import OnnxExplainer
 from .long import LONG_S, at_native_rate, explain_stream, length_s
 from .parallel import dynamic_split, gather, is_main
 
@@ -94,13 +95,14 @@ def true_labels(
 
 # %% ../../nbs/scale/folder.ipynb #e2721464
 def explainer_key(
-    explainer, # an `LMAC`
+    explainer, # an `LMAC` or `OnnxExplainer`
 ) -> str: # 12 hexadecimal digits
     "The same for the same explainer only, on whatever"
+    if isinstance(explainer, OnnxExplainer): return settings_hash([explainer.sha256])
     return settings_hash([weights_sha256(explainer), explainer.stft.config, explainer.domain, explainer.labels, getattr(explainer.decoder, 'saved', None)])
 
 def settings_key(
-    explainer, # an `LMAC`
+    explainer, # as for `explainer_key`
     options:dict, # of explanations
 ) -> str: # 12 hexadecimal digits
     "The same for the same explainer, options and version only"
@@ -129,14 +131,15 @@ OWN_OPTIONS = dict(long=False, native_rate=False, speed=None, region_threshold=N
 def is_long(
     path:Path, # of a recording
     options:dict, # of explanations
+    explainer, # an `LMAC`; or an `OnnxExplainer`, which takes a recording in stretches, however long
 ) -> bool:
     "Whether a recording is explained from file to file: it is longer than `LONG_S`, or `long` is asked for; raises `ValueError` for several classes of such"
-    if not (options.get('long') or length_s(path, options.get('time_expansion')) > LONG_S): return False
+    if isinstance(explainer, OnnxExplainer) or not (options.get('long') or length_s(path, options.get('time_expansion')) > LONG_S): return False
     if 'targets' in options: raise ValueError(f"{path} is explained in windows, with one class at a time. Found several classes: name one as target, or cut the recording to {LONG_S:g} s.")
     return True
 
 def explain_file(
-    explainer, # an `LMAC`
+    explainer, # an `LMAC` or `OnnxExplainer`
     path:Path, # of a recording
     out:Path, # folder for the results
     options:dict, # as for `LMAC.explain`, and `OWN_OPTIONS`
@@ -146,7 +149,7 @@ def explain_file(
     "Explain one recording, and write the results; raises `ValueError` or `OSError`"
     own, options = (OWN_OPTIONS | options)['region_threshold'], dict(options)
     regions, (native_rate, speed) = dict(threshold=own), (options.get(k) for k in ('native_rate', 'speed'))
-    long, options = is_long(path, options), {k: v for k, v in options.items() if k not in OWN_OPTIONS}
+    long, options = is_long(path, options, explainer), {k: v for k, v in options.items() if k not in OWN_OPTIONS}
     if long: explanation = explain_stream(explainer, path, out, native_rate=bool(native_rate), speed=speed, regions=regions, **options)
     else:
         explanation = at_native_rate(explainer, path, **options) if native_rate else explainer.explain(path, **options)
@@ -172,7 +175,7 @@ _MOST_WORKERS = 8 # threads; each holds a chunk of recordings
 class FolderRun:
     "Explains the recordings of a folder, chunk by chunk, in three steps; on each core another chunk"
     def __init__(self,
-        explainer, # an `LMAC`
+        explainer, # an `LMAC` or `OnnxExplainer`
         files:list, # paths of recordings
         where:list, # folder for the results of each
         options:dict, # as for `explain_file`
@@ -215,7 +218,7 @@ def sound_of(self:FolderRun, i): # a waveform or None, and an error or None
     "The waveform of a recording that is explained with others"
     options = self.options
     try:
-        if is_long(self.files[i], options) or options.get('native_rate'): return None, None
+        if is_long(self.files[i], options, self.explainer) or options.get('native_rate'): return None, None
         waveform, _ = self.explainer.read(self.files[i], None, options.get('time_expansion'), options.get('channel'))
         return waveform[0], None
     except (ValueError, OSError) as e: return None, e
@@ -282,7 +285,7 @@ def run(self:FolderRun,
     "Explain all; what is said of each recording is printed in the folder's order"
     cores, waiting = torch.get_num_threads(), deque()
     workers = min(_MOST_WORKERS, cores)
-    self.explainer.fast_classifier  # folded once
+    if not isinstance(self.explainer, OnnxExplainer): self.explainer.fast_classifier  # folded once
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(cores // workers,)) as pool:
         try:
             for _, chunk in dynamic_split(self.chunks):
@@ -327,7 +330,7 @@ def _refuse_another(out, where, key):
 
 # %% ../../nbs/scale/folder.ipynb #f72a3405
 def explain_folder(
-    explainer, # an `LMAC`
+    explainer, # an `LMAC` or `OnnxExplainer`
     recordings, # a folder, a list of files and folders, or of pairs as of `find_recordings`
     out, # folder for the results
     options:dict={}, # as for `explain_file`
