@@ -21,7 +21,7 @@ from torchaudio.transforms import MFCC, AmplitudeToDB, MelSpectrogram
 from lmac.audio import save_audio, write_atomically
 from lmac.evidence.record import run_metadata
 from lmac.explain import LMAC
-from lmac.scale.export import PRECISIONS, OnnxExplainer, compare_onnx, probe_sounds
+from lmac.scale.export import PRECISIONS, OnnxExplainer, compare_onnx, in_double_precision, probe_sounds
 
 ALONE = """
 import re, sys, time, numpy as np, onnxruntime as ort
@@ -58,7 +58,7 @@ def families():
 
 
 def exported(make, folder):
-    "How an export went: for any length and, where that can't be, for one; or what stopped it"
+    "How an export went: for any length and, where that can't be, for one, compared with PyTorch in single and in double precision; or what stopped it"
     torch.manual_seed(0)
     try:
         with warnings.catch_warnings(action='ignore'): explainer = make()
@@ -69,8 +69,10 @@ def exported(make, folder):
         except ValueError as e:
             row[name] = str(e)
             continue
-        found = compare_onnx(explainer, file, probe_sounds(explainer.sample_rate, explainer.classifier.duration_s))
-        return row | {name: summary(found) | dict(batch=OnnxExplainer(file).about['batch'], bytes=file.stat().st_size)}
+        sounds = probe_sounds(explainer.sample_rate, explainer.classifier.duration_s)
+        try: double = summary(compare_onnx(in_double_precision(explainer), file, sounds))
+        except (RuntimeError, TypeError): double = None  # of a network that makes single numbers of its own
+        return row | {name: summary(compare_onnx(explainer, file, sounds)) | dict(double=double, batch=OnnxExplainer(file).about['batch'], bytes=file.stat().st_size)}
     return row
 
 

@@ -440,7 +440,7 @@ def for_inference(self:TappedClassifier,
     stft, # as for `folded`
 ) -> TappedClassifier: # `folded`
     "The same, made once, and anew when the network is another, has changed or has moved"
-    state = [(x.device, 0 if x.is_inference() else x._version) for x in (*self.model.parameters(), *self.model.buffers())]
+    state = [(x.device, x.dtype, 0 if x.is_inference() else x._version) for x in (*self.model.parameters(), *self.model.buffers())]
     known = self.__dict__.get('_folded')
     if known is None or known[0] is not self.model or known[1] != state: self._folded = known = self.model, state, self.folded(stft).model
     return self.with_model(known[2])

@@ -544,7 +544,7 @@ def logits(self:PublishedDecoder,
 ) -> Tensor: # logits of the mask `(batch, freq, n_frames)`
     "What `forward` takes the sigmoid of; raises `ValueError` for other maps"
     self.check_maps(maps)
-    steps = max(1, -(-(maps[0].shape[-1] - 1)//4))
+    steps = max(1, (maps[0].shape[-1] + 2)//4)
     hidden = [_to_length(m, n).mT for m, n in zip(maps, (4*steps + 1, 2*steps, steps, steps))]
     return _to_length(self.draw(hidden[::-1]).mT, n_frames)[:, 0]
 
@@ -668,7 +668,7 @@ class PatchLayout:
         shift, length = self.sample_rate // 100, self.sample_rate // 40
         frames = max(1, 1 + ((n_frames - 1) * self.hop_length - length)//shift)
         patches = first_tensor(output)[:, 2:]  # behind the class token and the distillation token
-        return _to_columns(patches.mT.unflatten(2, (self.n_rows, -1)), -(-frames//self.stride))
+        return _to_columns(patches.mT.unflatten(2, (self.n_rows, -1)), (frames + self.stride - 1)//self.stride)  # rounded up; ONNX takes -(-n // k) for a division that rounds towards zero
 
 @dataclass
 class PaddedFrames:
@@ -677,7 +677,7 @@ class PaddedFrames:
     samples:int # of the clip in one frame
 
     def __call__(self, output, n_frames):
-        return _to_columns(first_tensor(output).mT[:, :, None], max(1, -(-(n_frames - 1) * self.hop_length//self.samples)))
+        return _to_columns(first_tensor(output).mT[:, :, None], max(1, ((n_frames - 1) * self.hop_length + self.samples - 1)//self.samples))
 
 # %% ../../nbs/models/checkpoints.ipynb #08checkpoints084
 def _load_transformers(source): # folder or id on the Hugging Face hub to model and feature extractor

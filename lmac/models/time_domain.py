@@ -48,7 +48,7 @@ class FilterBank(nn.Module):
             filters = basis * ((torch.arange(kernel) + .5) * math.pi / kernel).sin()
         self.register_buffer('filters', torch.cat([filters, -filters])[:, None], persistent=False)
 
-    def n_frames(self, length:int) -> int: return -(-length // self.stride) + 1
+    def n_frames(self, length:int) -> int: return (length + self.stride - 1) // self.stride + 1
 
     def encode(self, waveform:Tensor) -> Tensor: # `(batch, time)` to `(batch, channel, frame)`, not negative
         length = waveform.shape[-1]
