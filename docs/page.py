@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastcore.script import call_parse
 
-from lmac.listen.page import PAGE, build_page, is_built
+from lmac.listen.page import PAGE, build_page, is_built, write_version
 
 RUNTIME = Path(__file__).resolve().parent/"try_it"/"node_modules"/"onnxruntime-web"
 
@@ -19,5 +19,6 @@ def main(
 ):
     "Build the page, and add it to a site"
     if again or not is_built(): build_page(RUNTIME)
+    else: write_version()   # of pages that were changed since
     if site: shutil.copytree(PAGE, Path(site)/"try_it", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     print(f"The page is in {Path(site)/'try_it' if site else PAGE}: {sum(p.stat().st_size for p in PAGE.rglob('*') if p.is_file()) / 1e6:.1f} MB")

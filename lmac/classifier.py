@@ -427,7 +427,7 @@ def folded(self:TappedClassifier,
     stft, # the STFT that it gets its magnitudes from
 ) -> TappedClassifier: # shares the weights that are not folded; itself where nothing can be, or where it would not answer as before
     "The same classifier for inference, see `fold_batch_norms`; its weights are plain tensors, through which gradients pass, wherever it is called"
-    with seeded(0): magnitude, phase = stft(.1 * torch.randn(1, int(self.duration_s * self.sample_rate)).to(stft.window.device))
+    with seeded(0): magnitude, phase = stft(.1 * torch.randn(1, round(self.duration_s * self.sample_rate)).to(stft.window.device))
     keep = {*self.taps, *(name.removeprefix('model.') for name in self.switched_off)}
     fast = self.with_model(fold_batch_norms(self.model, lambda model: self.one_pass(magnitude, phase, model=model), keep))
     if fast.model is self.model: return self

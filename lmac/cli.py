@@ -172,12 +172,13 @@ def _several(explainer, target, top): # of the options, those that differ
 def _with_prompts(explainer, prompts): # an explainer
     "The explainer, asked about prompts if there are any; raises `ValueError` for one whose classes are no prompts"
     if prompts is None: return explainer
-    if not hasattr(explainer, 'with_prompts'): raise ValueError(f"--prompt is for zero-shot explainers, whose classes are sentences. This one has {len(explainer.labels)} classes of its own: choose among them with --target.")
+    if not hasattr(explainer, 'with_prompts'): raise ValueError(f"--prompt is for zero-shot explainers, whose classes are sentences. This one has {len(explainer.labels)} classes of its own: leave --prompt out.")
     return explainer.with_prompts(prompts)
 
 # %% ../nbs/13_cli.ipynb #45eba939
 def _exported(file, several, **options):
     "What a file of `lmac-export` explains with, several recordings at a time or one on all cores; raises `ValueError` for options that it knows nothing of"
+    if (named := options.pop('explainer')) != DEFAULT_EXPLAINER: raise ValueError(f"Recordings are explained by a file, or by an explainer. Found both: --onnx {file} and --explainer {named}.")
     if found := [name for name, value in options.items() if value]: raise ValueError(f"--onnx explains by a file, which has no part in {', '.join(f'--{name}' for name in found)}: leave that out, or name the explainer itself with --explainer.")
     from lmac.scale.export import OnnxExplainer
     return OnnxExplainer(file, 1 if several else None)
@@ -234,7 +235,7 @@ def lmac_explain(
         if single and not is_main(): return  # one recording is one process's work
         once = (lambda work: work()) if single else on_main
         (files, labels), out = once(lambda: _asked(paths, Path(out), labels)), Path(out)
-        lmac, threshold = _exported(onnx, not single, contrast=contrast, long=long, native_rate=native_rate, prompt=prompt) if onnx else _with_prompts(LMAC.from_pretrained(explainer), prompt), .5 if binary and threshold is None else threshold
+        lmac, threshold = _exported(onnx, not single, explainer=explainer, contrast=contrast, long=long, native_rate=native_rate, prompt=prompt) if onnx else _with_prompts(LMAC.from_pretrained(explainer), prompt), .5 if binary and threshold is None else threshold
         options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate, region_threshold=region_threshold) | _several(lmac, target, top)
         options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion, channel=channel).items() if v is not None}
         with _alone(out):
@@ -439,7 +440,7 @@ def lmac_overview(
 def lmac_export(
     explainer:Param('Bundled explainer, folder, or id on the Hugging Face hub', str, opt=False, nargs='?')=DEFAULT_EXPLAINER,
     out:str='explainer.onnx', # File to write
-    length_s:float=None, # Length of the clips in seconds, for networks that can't be exported for any; by default any from the classifier's
+    length_s:float=None, # Length of the clips in seconds, for networks that can't be exported for any (shorter ones are padded with silence); by default any from the classifier's
     weights:Param('How weights are stored: float32, float16 (half the size) or int8 (a quarter)', str, choices=['float32', 'float16', 'int8'])='float32',
     licence:str='apache-2.0', # Licence of the weights, as the Hugging Face hub names it, noted in the file
     prompt:Param('For a zero-shot explainer: the prompts to choose from, two at least; without, those that it brings along', str, nargs='+')=None,
@@ -456,7 +457,7 @@ def lmac_export(
 # %% ../nbs/13_cli.ipynb #acf36953
 @command
 def lmac_serve(
-    explainer:str=None, # Explainer of the page: bundled, a folder, an id on the Hugging Face hub, or a file of lmac-export; by default the bundled one
+    explainer:str=None, # Explainer of the page: a file of export_onnx or lmac-export, or, to be exported first, bundled, a folder or an id on the Hugging Face hub; by default the bundled one
     port:int=8765, # Of this computer, from 1024; 0: any that is free
     open:store_true=False, # Open the page in a browser
     seconds:float=None, # End after so long; by default it ends with Ctrl-C
@@ -464,8 +465,10 @@ def lmac_serve(
     "Serve the page on which a visitor drops a recording and hears the reason; to this computer only"
     with one_line_errors('lmac-serve'), tempfile.TemporaryDirectory() as folder:
         from lmac.listen.page import served_page
+        from lmac.scale.export import verify_checksum
         file = Path(explainer) if explainer and explainer.endswith('.onnx') else None
-        if explainer and not file: file = LMAC.from_pretrained(explainer).export_onnx(f'{folder}/explainer.onnx')
+        if file: verify_checksum(file.read_bytes(), file)
+        elif explainer: file = LMAC.from_pretrained(explainer).export_onnx(f'{folder}/explainer.onnx')
         with served_page(file, port) as address:
             print(f"{address} (end with Ctrl-C)", flush=True)
             if open: webbrowser.open(address)

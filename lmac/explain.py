@@ -128,7 +128,7 @@ def exact(
 @torch.no_grad()
 def check_parts(self:LMAC):
     "One probe through all parts; raises `ValueError` if they do not fit each other"
-    n_frames = self.stft.n_frames(int(self.classifier.duration_s * self.sample_rate))
+    n_frames = self.stft.n_frames(round(self.classifier.duration_s * self.sample_rate))
     silence = torch.zeros(1, self.stft.n_freqs, n_frames, device=self.device)
     logits, maps = self.classifier.with_taps(silence, silence)
     if logits.shape[1] != len(self.labels):
@@ -255,7 +255,7 @@ def spectrum_of(self:LMAC,
     waveform:Tensor, # `(batch, time)` at the classifier's rate
 ) -> Tensor: # complex `(batch, freq, frame)`
     "STFT of the clips, padded with silence to the classifier's shortest length"
-    shortest = int(self.classifier.duration_s * self.sample_rate)
+    shortest = round(self.classifier.duration_s * self.sample_rate)
     return self.stft.analyse(F.pad(waveform, (0, max(0, shortest - waveform.shape[-1]))))
 
 @patch
@@ -299,7 +299,7 @@ def window_size(self:LMAC,
     "The length of windows; 0 for what is heard as one, since it is short, or the classifier is asked about a moment, or hears a part only"
     classifier, longest = self.classifier, max(WINDOWED_S, self.classifier.duration_s)
     if n_frames <= self.stft.n_frames(int(longest * self.sample_rate)) or classifier.at_fraction or classifier.heard_s: return 0
-    return self.stft.n_frames(int(classifier.duration_s * self.sample_rate))
+    return self.stft.n_frames(round(classifier.duration_s * self.sample_rate))
 
 def fading_windows(
     n:int, # frames, or samples, of a recording
@@ -378,7 +378,7 @@ def heard(self:LMAC,
     inside = torch.ones(len(target), 1, magnitude.shape[-1], device=magnitude.device)
     frames, hop = torch.arange(magnitude.shape[-1], device=magnitude.device), self.stft.hop_length
     if self.classifier.heard_s: inside = inside * (frames <= int(self.classifier.heard_s * self.sample_rate / hop))
-    if self.classifier.padded_s and n_samples: inside = inside * (frames <= n_samples // hop)
+    if self.classifier.padded_s and n_samples is not None: inside = inside * (frames <= n_samples // hop)
     if self.classifier.at_fraction:
         with torch.inference_mode(False), torch.enable_grad():
             x = magnitude.clone().requires_grad_()
@@ -515,7 +515,7 @@ def focused(self:LMAC, at, n_samples): # another `LMAC`, with the same weights; 
     start, end = at if isinstance(at, (tuple, list)) else (at, at)
     if not 0 <= start <= end <= n_samples / self.sample_rate:
         raise ValueError(f"`at` must be a time in seconds, or (start, end), within the clip's {n_samples / self.sample_rate:g} s. Found: {at}.")
-    whole = max(n_samples, int(self.classifier.duration_s * self.sample_rate)) / self.sample_rate  # short clips are padded
+    whole = max(n_samples, round(self.classifier.duration_s * self.sample_rate)) / self.sample_rate  # short clips are padded
     other = copy.copy(self)
     other.classifier = self.classifier.focused((start / whole, end / whole))
     return other, (float(start), float(end))
@@ -799,7 +799,7 @@ def training_clips(
     sounds, # dataset of `(waveform, class index)`, data set of Hugging Face, waveforms `(clip, time)` at the classifier's rate, a folder, or a list of files
 ) -> Dataset: # of `(waveform, class index)`; the index is not used
     "Clips to train an explainer on; raises `ValueError` or `FileNotFoundError`"
-    rate, n_samples = explainer.sample_rate, int(explainer.classifier.duration_s * explainer.sample_rate)
+    rate, n_samples = explainer.sample_rate, round(explainer.classifier.duration_s * explainer.sample_rate)
     if is_huggingface(sounds): return from_huggingface(sounds, rate, explainer.classifier.duration_s)
     if isinstance(sounds, ClipDataset):
         if sounds.sample_rate != rate: raise ValueError(f"The clips must have the classifier's rate of {rate} Hz. Found: {sounds.sample_rate}.")

@@ -363,15 +363,15 @@ def load_classifier(
     parts = config['classifier']
     if classifier is not None:
         check_sha256(module_bytes(classifier.model), parts['sha256'], 'The classifier handed in')
-        _check_clip(file, stft, int(classifier.duration_s * classifier.sample_rate), 'yours')
+        _check_clip(file, stft, round(classifier.duration_s * classifier.sample_rate), 'yours')
         return with_answer(classifier, parts.get('answer')), stft, config
     if not parts['architecture']:
         raise ValueError("This explainer was made for a classifier of your own, whose code is not in the folder: "
-                         "LMAC.from_pretrained(folder, classifier=your_tapped_classifier).")
+                         "LMAC.from_pretrained(folder, classifier=your_tapped_classifier). For the page, a browser or a phone, export it from Python: its export_onnx(file).")
     if not parts.get('file'):
         raise ValueError(f"The classifier's weights were left out of {folder}; their sha256 is {parts['sha256']}. Bring the classifier: "
                          "LMAC.from_pretrained(folder, classifier=your_tapped_classifier).")
-    _check_clip(file, stft, int(parts['duration_s'] * parts['sample_rate']), 'ours')
+    _check_clip(file, stft, round(parts['duration_s'] * parts['sample_rate']), 'ours')
     model = load_weights(lambda: Cnn14(**parts['network']), weights_file(folder, parts['file'], shared=True), parts['sha256'])
     settings = {k: parts[k] for k in ('taps', 'labels', 'sample_rate', 'map_layout', 'duration_s')} | dict(multi_label=parts.get('multi_label', False))
     with config_errors(file): classifier = TappedClassifier(model, LogMel(**parts['front_end']), **settings)

@@ -1,5 +1,7 @@
 """Explainers as ONNX files: networks of several kinds, with front ends of their own, say the same as in PyTorch; what can't be exported says why."""
+import functools
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ from torch import nn
 from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
 
 from lmac.audio import make_scene, save_audio
-from lmac.cli import lmac_explain, lmac_export
+from lmac.cli import lmac_explain, lmac_export, lmac_serve
 from lmac.explain import LMAC
 from lmac.models.time_domain import TimeDomainLMAC
 
@@ -25,6 +27,17 @@ def agrees(explainer, file, **tolerances):
         found = compare_onnx(explainer, file, probe_sounds(explainer.sample_rate, duration_s))
         assert found.same_class.all(), found
         for column, limit in limits.items(): assert found[column].max() <= limit, (column, found)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    "Name of a bundled explainer to it and its file, which is written once"
+    folder = tmp_path_factory.mktemp("exported")
+    @functools.cache
+    def of(name):
+        explainer = LMAC.from_pretrained(name)
+        return explainer, explainer.export_onnx(folder/f"{name}.onnx")
+    return of
 
 
 def is_right(explainer, file):
@@ -63,10 +76,9 @@ def test_any_length_and_one_length(tmp_path):
     assert fixed.explain(torch.randn(1, 40000).clamp(-1, 1), 16000).audio.shape == (1, 40000)   # in stretches
 
 
-@pytest.mark.parametrize("name", ["esc10", "esc10-time-domain", "esc10-zero-shot"])
-def test_the_bundled_ones(tmp_path, name):
-    explainer = LMAC.from_pretrained(name)
-    file = explainer.export_onnx(tmp_path/"explainer.onnx")
+@pytest.mark.parametrize("name", ["esc10-sources", "esc10-time-domain", "esc10-zero-shot"])
+def test_the_bundled_ones(exported, name):
+    explainer, file = exported(name)
     agrees(explainer, file, **(dict(mask=1) if name == "esc10-time-domain" else {}))   # whose mask is a ratio of two spectrograms: beside a tone, of nothing to nothing
     of_scenes = compare_onnx(explainer, file, {name: make_scene({name: 0, "rain": -8}, 5.).waveform[0] for name in ("dog", "rooster", "siren")})
     assert of_scenes["mask"].max() < 1e-3 and of_scenes.sound_db.max() < -60
@@ -84,9 +96,9 @@ def test_filter_banks_and_several_classes_at_once(tmp_path):
     with pytest.raises(ValueError, match="no mask to round"): by_file.run(torch.randn(1, 80000), threshold=.5)
 
 
-def test_batches_and_classes(tmp_path):
-    explainer = LMAC.from_pretrained("esc10-sources")
-    by_file = OnnxExplainer(explainer.export_onnx(tmp_path/"explainer.onnx"), threads=1)
+def test_batches_and_classes(exported):
+    explainer, file = exported("esc10-sources")
+    by_file = OnnxExplainer(file, threads=1)
     x = torch.cat([make_scene({name: 0}, 5.).waveform for name in ("dog", "rain", "rooster")])
     found, target = by_file.run(x, [0, 2, 1]), torch.tensor([0, 2, 1])
     want = explainer.masked_parts(x, target=target)
@@ -135,6 +147,12 @@ def test_one_clip_at_a_time(tmp_path, make):
     torch.testing.assert_close(found["mask"], want["mask"], atol=1e-3, rtol=0)
     torch.testing.assert_close(found["probabilities"], want["probabilities"], atol=1e-4, rtol=0)
     torch.testing.assert_close(by_file.run(x, 1)["class"], torch.tensor([1, 1, 1]))
+    short = x[1:2, :9000]   # whose padding some take for a part of it: then the graph is told how long it is
+    assert ("n_samples" in {given.name for given in by_file.session.get_inputs()}) == bool(explainer.classifier.padded_s) == (make is not loudness_of_the_batch)
+    want, found = explainer.explain(short, 16000), by_file.explain(short, 16000)
+    torch.testing.assert_close(found.mask, want.mask, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.residual, want.residual, atol=1e-4, rtol=0)
+    assert abs(found.probability_masked_in - want.probability_masked_in) < 1e-4 and found.verdict == want.verdict
 
 
 class Sorts(nn.Module):
@@ -168,8 +186,54 @@ def test_a_graph_for_any_length_is_tried_with_another(tmp_path):
     from lmac.spectrogram import STFT, LogMel
     torch.manual_seed(0)
     explainer = LMAC.for_classifier(Grows(), LogMel(16000, 1024, 40), taps=["conv"], sample_rate=16000, duration_s=1., stft=STFT(1024, 256), map_layout="freq_time")
-    with pytest.raises(ValueError, match=r"can't be exported: of 1\.37 s of noise the graph says something else .* length_s"): explainer.export_onnx(tmp_path/"x.onnx")
+    with pytest.raises(ValueError, match=r"can't be exported: of \S+ s of noise the graph says something else .* length_s"): explainer.export_onnx(tmp_path/"x.onnx")
     is_right(explainer, explainer.export_onnx(tmp_path/"one.onnx", length_s=1.))
+
+
+@pytest.mark.parametrize("body", [nn.AdaptiveAvgPool2d(2), nn.ZeroPad2d((0, 0, 0, 3))], ids=["pooled to two", "fine"])
+def test_what_pools_to_a_fixed_size(tmp_path, body):
+    "PyTorch's exporter writes the size of the windows, and at other lengths such a graph is wrong or can't be computed"
+    torch.manual_seed(0)
+    network = nn.Sequential(MelSpectrogram(16000, 512, n_mels=40), nn.Unflatten(1, (1, 40)), nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), body, *([] if isinstance(body, nn.AdaptiveAvgPool2d) else [nn.AdaptiveAvgPool2d(1)]), nn.Flatten(), nn.LazyLinear(3))
+    network(torch.zeros(1, 16000))
+    explainer = LMAC.for_classifier(network.eval(), sample_rate=16000, duration_s=1.)
+    if isinstance(body, nn.AdaptiveAvgPool2d):
+        with pytest.raises(ValueError, match="can't be exported: .* length_s"): explainer.export_onnx(tmp_path/"x.onnx")
+        is_right(explainer, explainer.export_onnx(tmp_path/"x.onnx", length_s=1.))
+    else: is_right(explainer, explainer.export_onnx(tmp_path/"x.onnx"))
+
+
+def test_what_a_file_is_asked(tmp_path):
+    explainer = LMAC.from_pretrained("esc10-sources")
+    file = explainer.export_onnx(tmp_path/"explainer.onnx", length_s=6.)
+    by_file, x = OnnxExplainer(file), torch.randn(2, 16000)
+    for wrong, why in ((dict(target=99), "from 0 to 9"), (dict(target=-2), "from 0 to 9"), (dict(target=[0, 1, 2]), "one for each of 2 clips")):
+        with pytest.raises(ValueError, match=why): by_file.run(x, **wrong)
+    for wrong in (x[0], x[:0], x[:, :0], x / 0, torch.full((1, 50), float("nan"))):
+        with pytest.raises(ValueError, match="must be clips"): by_file.run(wrong)
+    assert by_file.explain(make_scene({"dog": 0}, 14.).waveform, 16000).window_s == 6
+    with pytest.raises(FileNotFoundError, match="There is no folder"): explainer.export_onnx(tmp_path/"nowhere"/"x.onnx")
+    with pytest.raises(ValueError, match="must be a number of seconds"): explainer.export_onnx(tmp_path/"x.onnx", length_s=float("nan"))
+    for command, why in ((lambda: lmac_explain(onnx=str(file), explainer="esc10", out=str(tmp_path/"out")), "Found both"), (lambda: lmac_serve(str(tmp_path/"junk.onnx"), port=0, seconds=.1), "must be a file that lmac-export wrote")):
+        (tmp_path/"junk.onnx").write_bytes(b"junk")
+        with pytest.raises(SystemExit): command()
+
+
+def test_the_end_of_a_recording_counts_as_much_as_is_new(exported):
+    by_file = OnnxExplainer(exported("esc10-sources")[1])
+    x = torch.cat([make_scene({"rain": 0}, 30.).waveform[0], torch.zeros(16000)])
+    one, end = by_file.run(x[None, :480000])["probabilities"][0], by_file.run(x[None, -80000:])["probabilities"][0]   # the last stretch is as long as a clip
+    torch.testing.assert_close(by_file.run_whole(x)["probabilities"], (30 * one + end) / 31, atol=1e-5, rtol=0)
+
+
+def test_untrained_and_class_agnostic(tmp_path):
+    torch.manual_seed(0)
+    explainer = LMAC.for_classifier(Speech(512), sample_rate=16000, duration_s=1., n_classes=0)
+    with pytest.warns(UserWarning, match="not trained"): file = explainer.export_onnx(tmp_path/"x.onnx", length_s=1.)
+    by_file, x = OnnxExplainer(file), torch.randn(1, 16000).mul(.1)
+    with pytest.warns(UserWarning, match="not trained"): found = by_file.explain(x, 16000)
+    other = next(k for k in explainer.labels if k != found.label)
+    with pytest.raises(ValueError, match="class-agnostic"), pytest.warns(UserWarning): by_file.explain(x, 16000, other)
 
 
 def test_files_that_are_none(tmp_path):
@@ -180,7 +244,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError): OnnxExplainer(tmp_path/"nowhere.onnx")
 
 
-def test_from_a_shell(tmp_path, capsys):
+def test_from_a_shell(tmp_path, capsys, exported):
     lmac_export("esc10", out=str(tmp_path/"explainer.onnx"), weights="float16")
     assert "probabilities differ from PyTorch's by" in (said := capsys.readouterr().out) and "all classes are the same" in said
     (tmp_path/"in").mkdir()
@@ -199,7 +263,7 @@ def test_from_a_shell(tmp_path, capsys):
     (tmp_path/"in"/"broken.wav").unlink()
     run()
     assert "2 of 2 had been explained before" in capsys.readouterr().out
-    lmac_export("esc10", out=str(tmp_path/"explainer.onnx"), weights="int8")
+    shutil.copy(exported("esc10-sources")[1], tmp_path/"explainer.onnx")
     with pytest.raises(SystemExit): run()
     assert "another explainer" in capsys.readouterr().err
     lmac_explain([str(tmp_path/"in"/"dog.wav")], out=str(tmp_path/"alone"), onnx=str(tmp_path/"explainer.onnx"), top=2)
@@ -208,12 +272,12 @@ def test_from_a_shell(tmp_path, capsys):
     assert "--long" in capsys.readouterr().err
 
 
-def test_long_recordings_several_and_what_a_file_has_not(tmp_path):
-    explainer = LMAC.from_pretrained("esc10")
-    by_file = OnnxExplainer(explainer.export_onnx(tmp_path/"explainer.onnx"))
+def test_long_recordings_several_and_what_a_file_has_not(tmp_path, exported):
+    _, file = exported("esc10-sources")
+    by_file = OnnxExplainer(file)
     long = torch.cat([make_scene({name: 0}, 14.).waveform for name in ("dog", "rain", "rooster")], 1)
     save_audio(tmp_path/"long.wav", long, 16000)
-    lmac_explain([str(tmp_path/"long.wav")], out=str(tmp_path/"out"), onnx=str(tmp_path/"explainer.onnx"), no_report=True)   # in stretches, as one
+    lmac_explain([str(tmp_path/"long.wav")], out=str(tmp_path/"out"), onnx=str(file), no_report=True)   # in stretches, as one
     assert json.loads((tmp_path/"out"/"explanation.json").read_text())["duration_s"] == 42
     both = by_file.explain([make_scene({name: 0}, 2.).waveform for name in ("dog", "rain")], 16000, targets=2)
     assert len(both) == 2 and all(len(x.targets) == 2 for x in both)

@@ -7,21 +7,32 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager
+from functools import partial
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from lmac.audio import make_scene, save_audio
+from lmac.classifier import TappedClassifier
+from lmac.decoder import MaskDecoder
 from lmac.explain import LMAC
+from lmac.spectrogram import STFT, LogMel
+
+from conftest import LABELS, Small
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"docs"))
 from check_site import CHROMIUM, FLAGS, WIDTH, serious, watch  # noqa: E402
 
 pytest.importorskip("onnxruntime")
-from lmac.listen.page import PAGE, POLICY, is_built, page_words, served_page  # noqa: E402
+from lmac.listen.page import PAGE, POLICY, PageHandler, is_built, page_words, served_page, version_script  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +55,37 @@ def address(built):
 def lmac(): return LMAC.from_pretrained()
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    "`sound(name, seconds, levels)`: a file of a synthetic scene"
+    folder = tmp_path_factory.mktemp("sounds")
+    def make(name, seconds, levels):
+        if not (folder/name).exists():
+            x = make_scene(levels, seconds).waveform
+            save_audio(folder/name, x / x.abs().max(), 16000)
+        return folder/name
+    return make
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, explainer):
+    "`own(name, change, **about)`: a small explainer, with something else in its metadata, or in its graph after `change(graph)`"
+    import onnx
+
+    from lmac.scale.export import with_checksum
+    folder = tmp_path_factory.mktemp("own")
+    model = onnx.load(explainer.export_onnx(folder/"own.onnx"))
+    given = {p.key: json.loads(p.value) for p in model.metadata_props if p.key != "sha256"}
+    def make(name="own.onnx", change=None, **about):
+        other = onnx.ModelProto()
+        other.CopyFrom(model)
+        onnx.helper.set_model_props(other, {k: json.dumps(v) for k, v in (given | about).items()})
+        if change: change(other.graph)
+        (folder/name).write_bytes(with_checksum(other.SerializeToString()))
+        return folder/name
+    return make
+
+
 class Visit:
     "A page, and what a visitor does"
     def __init__(self, page, address):
@@ -56,6 +98,16 @@ class Visit:
         self.page.evaluate("document.body.dataset.state = 'asked'")
         self.page.set_input_files("#file", file)
         self.wait("judged", "adopted")
+    def until(self, said, seconds=60):
+        "Wait for an expression to be true, which the page's policy lets nobody evaluate in the page itself"
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(said):
+            assert time.monotonic() < end, (said, self.page.inner_text("main"))
+            time.sleep(.02)
+    @property
+    def title(self): return self.page.inner_text(".lmac-title")
+    @property
+    def note(self): return self.page.inner_text("#note")
     @property
     def error(self): return self.page.inner_text("#error") if self.page.is_visible("#error") else ""
     @property
@@ -124,6 +176,79 @@ def test_silence_and_what_is_no_sound(visit, tmp_path):
     assert "could not be read as sound" in v.error and "ffmpeg" in v.error
     v.drop(save_audio(tmp_path/"dog.wav", make_scene({"dog": 0}, 1.).waveform, 16000))
     assert not v.error and "'dog'" in v.says   # and goes on
+
+
+def test_only_what_was_asked_for_last_is_explained(visit, sound, tmp_path):
+    v, dog, rooster = visit(), sound("dog.wav", 1., {"dog": 0}), sound("rooster.wav", 12., {"rooster": 0})
+    v.drop(dog)
+    v.page.set_input_files("#file", str(rooster))
+    v.until("document.querySelector('#status').textContent.startsWith('Explaining') && lmacTryIt.wanted.name == 'rooster.wav'")
+    v.page.click("#soft")   # while another recording is computed
+    v.until("document.body.dataset.state == 'judged' && lmacTryIt.answer.threshold === .5")
+    assert "rooster.wav" in v.title and len(v.heard()["input"]) == 192_000 and not v.page.is_checked("#soft")
+    v.page.set_input_files("#file", str(dog))
+    v.page.set_input_files("#file", str(rooster))
+    v.page.set_input_files("#file", str(dog))
+    v.until("document.body.dataset.state == 'judged' && lmacTryIt.shown.name == 'dog.wav' && lmacTryIt.answer.raw.input.length == 16000")
+    # a file that is broken, while another recording is computed, and one that holds no numbers: what was asked before is shown, and can be used
+    broken, holes = tmp_path/"broken.wav", tmp_path/"holes.wav"
+    soundfile.write(holes, np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+    broken.write_bytes(b"RIFF" + bytes(range(200)))
+    v.page.set_input_files("#file", str(rooster))
+    v.until("lmacTryIt.asked.name == 'rooster.wav'")
+    v.page.set_input_files("#file", str(broken))
+    v.page.wait_for_selector("#error:not([hidden])")
+    assert "broken.wav could not be read" in v.error
+    v.until("document.body.dataset.state == 'judged' && lmacTryIt.shown.name == 'rooster.wav'")
+    v.drop(holes)
+    assert "no numbers" in v.error and "rooster.wav" in v.title and v.page.get_attribute("body", "data-state") == "judged"
+    for k in (1, 2): v.page.click(f"#classes button >> nth={k}")   # of two, the last
+    wanted = v.page.evaluate("lmacTryIt.wanted.target")
+    v.until("document.body.dataset.state == 'judged'")
+    heard = v.heard()
+    assert heard["target"] == wanted and "NaN" not in v.says and len(heard["input"]) == 192_000 and not v.error
+
+
+def test_what_is_loaded_can_be_interrupted(visit, sound, own):
+    "Another explainer while one is loaded, and another runtime; files of the page that come at the second try"
+    v, dog = visit(), sound("dog.wav", 1., {"dog": 0})
+    v.page.add_init_script("Object.defineProperty(Navigator.prototype, 'gpu', { get: () => ({ requestAdapter: async () => ({}) }) })")   # which the worker has not
+    v.page.reload()
+    v.page.click("#scenes button")
+    time.sleep(.1)
+    v.drop(str(own()))
+    assert v.page.get_attribute("body", "data-state") == "adopted" and not v.error
+    v.drop(dog)
+    assert v.page.inner_text("#about").startswith("own.onnx: 2 classes") and len(v.heard()["p"]) == 2
+    v.page.evaluate("document.body.dataset.state = 'asked'")
+    v.page.click("#gpu")
+    v.page.click("#classes button >> nth=1")   # at once
+    v.wait("judged")
+    assert v.page.inner_text("#about").startswith("own.onnx: 2 classes") and len(v.heard()["p"]) == 2 and "This explains" in v.says
+    for name in ("ort.wasm.gz", "worker.mjs"):
+        v = visit(service_workers="block")
+        v.page.context.route(f"**/{name}", lambda route: route.abort(), times=1)
+        v.page.set_input_files("#file", str(dog))
+        v.page.wait_for_selector("#error:not([hidden])")
+        assert v.page.get_attribute("body", "data-state") == "ready"
+        v.drop(dog)
+        assert not v.error and "'dog'" in v.says
+        v.complaints[:] = [c for c in v.complaints if "net::ERR_FAILED" not in c]
+
+
+def test_links_that_ask_for_something_else(visit, address, sound):
+    v = visit(f"{address}#class=rain&threshold=0.7")
+    v.drop(sound("dog.wav", 1., {"dog": 0}))
+    assert "This explains 'rain'" in v.says and v.page.evaluate("lmacTryIt.answer.threshold") == .7 and not v.page.is_checked("#soft") and not v.note
+    v.drop(sound("dog.wav", 1., {"dog": 0}))   # of the first recording alone
+    assert "This explains" not in v.says and v.page.evaluate("lmacTryIt.answer.threshold") is None
+    v = visit(f"{address}#scene=__proto__&threshold=abc")
+    assert "no scene '__proto__'" in v.note and "no number: 'abc'" in v.note and not v.error
+    v.drop(sound("dog.wav", 1., {"dog": 0}))
+    assert v.page.evaluate("lmacTryIt.answer.threshold") is None
+    v = visit(f"{address}#scene=dog-rain&threshold=7&class=Nobody")
+    v.wait("judged")
+    assert v.page.evaluate("lmacTryIt.answer.threshold") == 1 and "no class 'Nobody'" in v.note and "'dog'" in v.says
 
 
 def test_classes_threshold_and_a_link_that_keeps_them(visit, lmac, address):
@@ -208,13 +333,139 @@ def test_without_a_network_after_the_first_visit(visit):
     assert not v.error
 
 
-def test_an_explainer_of_ones_own_and_files_that_are_none(visit, tmp_path, explainer, lmac):
+@contextmanager
+def publishing(**instead):
+    "Serve the page from one address, and change what is served there"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(PageHandler, directory=str(PAGE), instead=instead))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try: yield f"http://127.0.0.1:{server.server_port}/", instead
+    finally: server.shutdown(); server.server_close()
+
+
+def test_a_new_version_is_taken_and_mixes_with_no_old_one(visit, sound, own):
+    dog, script = sound("dog.wav", 1., {"dog": 0}), "vendor/version.js"
+    with publishing(**{script: version_script(PAGE/"vendor"), "favicon.ico": b""}) as (address, instead):
+        v = visit(address)
+        cdp = v.page.context.new_cdp_session(v.page)
+        v.drop(dog)
+        assert "ESC-10" in v.page.inner_text("#about") and v.page.evaluate("navigator.serviceWorker.controller !== null")
+        old = v.page.context.new_page()   # stays open
+        old.goto(address)
+        for name, said, other in (("try_it.mjs", "heard: (answer)", "listened: (answer)"), ("worker.mjs", "say('heard'", "say('listened'")):
+            text = (PAGE/name).read_text()
+            assert said in text
+            instead[name] = text.replace(said, other).encode()
+        instead[script] = b"self.VERSION = 'another'\n"
+        old.set_input_files("#file", str(dog))   # the old page, with what it has; or it says that it is old
+        old.wait_for_selector("body[data-state=judged], #error:not([hidden])")
+        if old.is_visible("#error"): assert "new version" in old.inner_text("#error")
+        v.page.goto("about:blank")
+        v.page.goto(address)
+        v.drop(dog)
+        assert not v.error and "'dog'" in v.says and v.page.evaluate("VERSION") == "another"
+        old.close()
+        instead.clear()   # at the same address, an explainer of one's own
+        instead |= {script: version_script(PAGE/"vendor", own()), "vendor/explainer.onnx": own().read_bytes(), "favicon.ico": b""}
+        v.page.goto("about:blank")
+        v.page.goto(address)
+        v.drop(dog)
+        about = v.page.inner_text("#about")
+        assert "2 classes" in about and "ESC-10" not in about and not v.error
+        cdp.send("Storage.overrideQuotaForOrigin", dict(origin=address.rstrip("/"), quotaSize=1000))   # no room
+        instead[script] = b"self.VERSION = 'without room'\n"
+        v.page.goto("about:blank")
+        v.page.goto(address)
+        v.drop(dog)
+        assert not v.error and v.says
+        assert all("quota" in c.lower() for c in v.complaints)
+        v.complaints.clear()
+
+
+def test_what_an_explainer_says_of_itself(visit, own, sound):
+    "Not trained; hears padding; for clips of one length; names that are long; a graph that fails"
+    from onnx import TensorProto, helper
+    def counts(graph):   # gives the residual as many times as large as the clip is long, in thousands of samples
+        for node in graph.node:
+            for i, name in enumerate(node.output):
+                if name == "masked_out": node.output[i] = "raw_out"
+            for i, name in enumerate(node.input):
+                if name == "masked_out": node.input[i] = "raw_out"
+        graph.input.append(helper.make_tensor_value_info("n_samples", TensorProto.INT64, []))
+        graph.initializer.append(helper.make_tensor("thousands", TensorProto.FLOAT, [], [1e-6]))
+        graph.node.extend([helper.make_node("Cast", ["n_samples"], ["n_float"], to=TensorProto.FLOAT), helper.make_node("Mul", ["n_float", "thousands"], ["share"]), helper.make_node("Mul", ["raw_out", "share"], ["masked_out"])])
+    v, dog = visit(viewport=dict(width=WIDTH, height=800)), sound("dog.wav", 1., {"dog": 0})
+    v.drop(str(own()))
+    v.drop(dog)
+    plain = v.heard()
+    v.drop(str(own("counts.onnx", counts, untrained=True, padded_s=2.5, labels=["x" * 120, "siren"])))
+    assert "not trained" in v.page.inner_text("#status") and "not trained" in v.page.inner_text("#about")
+    v.drop(dog)
+    heard = v.heard()
+    np.testing.assert_allclose(heard["outside"], 16000e-6 * plain["outside"], atol=1e-5)
+    assert "masks mean nothing" in v.says and "1.5 s of padding" in v.says and v.page.evaluate("document.documentElement.scrollWidth") <= WIDTH
+    v.drop(str(own("fixed.onnx", counts, length=12000)))
+    v.drop(dog)   # in two stretches, each with its own number
+    heard = v.heard()
+    assert "windows of 0.75 s" in v.says and len(heard["outside"]) == 16000
+    v.drop(sound("short.wav", .5, {"dog": 0}))
+    assert "windows" not in v.says and not v.error
+    def fails(graph): graph.input.append(helper.make_tensor_value_info("something", TensorProto.FLOAT, []))
+    v.drop(str(own("fails.onnx", fails)))
+    v.drop(dog)
+    assert v.error.startswith("This explainer could not be computed for this recording") and v.page.get_attribute("body", "data-state") == "ready"
+    v.drop(str(own()))
+    v.drop(dog)
+    assert not v.error and v.says
+
+
+def test_long_recordings_fit_into_the_page(visit, own, sound, tmp_path_factory):
+    "Pictures that every browser can draw, and no speed that takes long to be resampled"
+    file = tmp_path_factory.mktemp("fine")/"fine.onnx"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        stft = STFT(64, 32)
+        classifier = TappedClassifier(Small(), LogMel(n_fft=64, n_mels=8), ["a", "b"], LABELS, 16000, "freq_time", 0.4)
+        LMAC(classifier, MaskDecoder.for_classifier(classifier, stft), stft).export_onnx(file)
+    v = visit()
+    v.drop(file)
+    v.drop(sound("minute.wav", 45., {"dog": 0}))
+    assert v.page.evaluate("[...document.querySelectorAll('.lmac-picture img')].map((x) => x.naturalWidth)") == [16384, 16384]
+    assert v.page.evaluate("[...document.querySelectorAll('.lmac-speeds option')].map((o) => +o.value)") == [.5, 1, 2, 4, 8, 16] and "2 times slower at most" in v.page.inner_text("#status")
+    v.drop(sound("dog.wav", 1., {"dog": 0}))
+    assert v.page.evaluate("[...document.querySelectorAll('.lmac-speeds option')].map((o) => +o.value)")[0] == .05 and "slower" not in v.page.inner_text("#status")
+
+
+def test_another_recording_starts_anew_and_long_names_wrap(visit, sound):
+    v = visit()
+    v.page.focus("#scenes button")
+    v.page.keyboard.press("Enter")
+    v.wait("judged")
+    assert "Space plays" in v.page.inner_text("#status")
+    v.page.keyboard.press("Space")
+    v.page.wait_for_selector(".lmac-player[data-state=playing]")
+    v.page.evaluate("document.querySelector('.lmac-player').lmac.setLoop([2, 4])")
+    v.page.click("#classes button >> nth=1")   # of the same recording: goes on
+    v.until("document.body.dataset.state == 'judged' && lmacTryIt.answer.target === lmacTryIt.wanted.target")
+    assert v.page.evaluate("document.querySelector('.lmac-player').lmac.state.loop") == [2, 4] and "Space" not in v.page.inner_text("#status")
+    for width in (1200, WIDTH):
+        v.page.set_viewport_size(dict(width=width, height=800))
+        v.drop(sound(f"{'n' * 200}.wav", 1., {"dog": 0}))
+        state = v.page.evaluate("(({ loop, position, playing }) => ({ loop, position, playing }))(document.querySelector('.lmac-player').lmac.state)")
+        assert state == dict(loop=None, position=0, playing=False) and v.page.inner_text(".lmac-s").split()[-2] == "1"
+        assert v.page.evaluate("document.documentElement.scrollWidth") <= width
+    v.page.focus("#home")
+    v.page.keyboard.press("Tab")
+    ring = "getComputedStyle(document.querySelector('%s')).outlineStyle"
+    assert v.page.evaluate(ring % "label[for=file]") == "solid" and v.page.evaluate(ring % "#record") == "none"
+
+
+def test_an_explainer_of_ones_own_and_files_that_are_none(visit, tmp_path, explainer, own):
     v = visit()
     junk = tmp_path/"junk.onnx"
     junk.write_bytes(bytes(range(256)) * 10)
     v.drop(junk)
     assert "lmac-export EXPLAINER" in v.error
-    own = explainer.export_onnx(tmp_path/"own.onnx")
+    own = own()
     damaged = bytearray(own.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     (tmp_path/"damaged.onnx").write_bytes(damaged)
@@ -230,9 +481,10 @@ def test_an_explainer_of_ones_own_and_files_that_are_none(visit, tmp_path, expla
     assert "2 classes" in v.page.inner_text("#about")
 
 
-def test_a_long_recording_minute_by_minute(visit, tmp_path):
+def test_a_long_recording_minute_by_minute(visit, own, tmp_path):
     sound = torch.cat([make_scene({name: 0}, 14., seed=i).waveform for i, name in enumerate(("dog", "rain", "dog", "rain", "dog"))], 1)
     v = visit()
+    v.drop(str(own()))
     v.drop(save_audio(tmp_path/"long.flac", sound, 16000))
     assert "the first 60 s of 70 s" in v.page.inner_text("#status") and "windows of 30 s" in v.says
     v.page.evaluate("document.body.dataset.state = 'asked'")
@@ -254,11 +506,22 @@ def test_a_microphone_that_is_not_allowed(visit):
 def test_a_recording_of_ones_own(driver, address):
     browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"])
     try:
-        v = Visit(browser.new_context(permissions=["microphone"]).new_page(), address)
+        page = browser.new_context(permissions=["microphone"]).new_page()
+        page.add_init_script("""window.streams = []; window.said = 0
+            const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices)
+            navigator.mediaDevices.getUserMedia = async (c) => { await new Promise((done) => setTimeout(done, 300)); const s = await real(c); streams.push(s); return s }
+            addEventListener('DOMContentLoaded', () => new MutationObserver((changes) => { said += changes.length }).observe(document.getElementById('status'), { childList: true }))""")
+        v = Visit(page, address)
+        v.until("document.getElementById('record').click(), document.getElementById('record').click(), true")   # twice, before the microphone is there
+        v.until("document.getElementById('record').textContent === 'Stop'")
         v.page.click("#record")
-        v.page.wait_for_selector("#status:has-text('Recording, 1')", timeout=20_000)
+        v.page.wait_for_selector("#error:has-text('Nothing was recorded')")
+        v.page.dblclick("#record")
+        v.page.wait_for_selector("#elapsed:has-text('1.')", timeout=20_000)
+        assert v.page.evaluate("streams.length") == 2 and v.page.evaluate("said") < 6   # what is read aloud does not count along
         v.page.click("#record")
         v.wait("judged")
+        assert v.page.evaluate("streams.every((s) => s.getTracks().every((t) => t.readyState === 'ended'))") and v.page.inner_text("#elapsed") == ""
         assert not v.error and len(v.heard()["input"]) > 8000 and v.heard()["input"].any()
         assert not v.complaints
     finally: browser.close()
@@ -324,7 +587,7 @@ def test_the_arithmetic_of_the_page_is_that_of_the_library(tmp_path):
     assert [[list(p) for p in _stretches(n, 480, 80)] for n in lengths] == found["stretches"]
 
 
-def test_from_a_shell(built, capsys, tmp_path, explainer):
+def test_from_a_shell(built, capsys, tmp_path, own):
     import socket
     import urllib.request
 
@@ -338,7 +601,7 @@ def test_from_a_shell(built, capsys, tmp_path, explainer):
         taken.listen()
         with pytest.raises(SystemExit): lmac_serve(port=taken.getsockname()[1], seconds=.1)
     assert "lmac-serve: error:" in capsys.readouterr().err
-    own = explainer.export_onnx(tmp_path/"own.onnx")
+    own = own()
     with served_page(own) as address, served_page() as bundled:   # another explainer, another version, so that no browser keeps the old one
         versions = [urllib.request.urlopen(f"{where}vendor/version.js").read() for where in (address, bundled)]
         assert versions[0] != versions[1] and urllib.request.urlopen(f"{address}vendor/explainer.onnx").read() == own.read_bytes()

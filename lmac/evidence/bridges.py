@@ -141,7 +141,7 @@ def explainer_for_function(
 ) -> MethodExplainer:
     "An explainer for whatever takes waveforms and gives scores; raises `ValueError` for a method that needs gradients"
     if method not in NO_GRADIENTS: raise ValueError(f"A function has no gradients. method must be one of {', '.join(NO_GRADIENTS)}. Found: {method!r}.")
-    stft, n_samples = stft or default_stft(sample_rate), int(duration_s * sample_rate)
+    stft, n_samples = stft or default_stft(sample_rate), round(duration_s * sample_rate)
     classifier = TappedClassifier(FunctionModel(function, len(labels)), Resynthesis(stft, sample_rate, length=n_samples), ['waveform'], labels, sample_rate, lambda x: x[:, None, None],
                                   duration_s, multi_label, outputs=outputs)
     return MethodExplainer(classifier, make_baseline(method, classifier, **settings), stft)

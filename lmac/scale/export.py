@@ -8,7 +8,7 @@ __all__ = ['OUTPUTS', 'PRECISIONS', 'is_power_of_two', 'graph_stft', 'overlap_ad
            'export_onnx', 'OnnxExplainer', 'in_double_precision', 'compare_onnx']
 
 # %% ../../nbs/scale/export.ipynb #e2922707
-import copy, hashlib, json, math, re
+import copy, hashlib, json, math, re, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch as replaced
@@ -66,7 +66,7 @@ def graph_istft(
     "`torch.istft` to real numbers, from what ONNX has"
     hop_length, window, x = hop_length or n_fft // 4, _widened(window, n_fft, win_length or n_fft), input.reshape(-1, *input.shape[-2:])
     if not is_power_of_two(n_fft): x = torch.view_as_complex(torch.view_as_real(x).double())
-    frames = torch.fft.irfft(x, n_fft, dim=1).mT.to(window.dtype)
+    frames = torch.fft.irfft(x.mT, n_fft).to(window.dtype)
     if normalized: frames = frames * n_fft**.5
     total = overlap_add(frames * window, hop_length) / overlap_add(window.square().expand(1, frames.shape[1], n_fft), hop_length).clamp_min(1e-11)
     if center: total = total[:, n_fft // 2:] if length else total[:, n_fft // 2:-(n_fft // 2)]
@@ -83,7 +83,7 @@ def probe_sounds(
     duration_s:float=1., # of each
 ) -> dict: # name to waveform `(time,)`
     "Sounds on which transforms and networks part ways: white noise, tone, chirp, a note that dies away, noise of which little is left, a click, silence"
-    n = int(duration_s * sample_rate)
+    n = round(duration_s * sample_rate)
     t, noise = torch.arange(n, dtype=torch.float64) / sample_rate, torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spectrum = torch.fft.rfft(noise)
     left = torch.fft.irfft(torch.where((torch.arange(len(spectrum)) // (len(spectrum) // 16)) % 4 == 1, spectrum, 1e-4 * spectrum), n)
@@ -102,7 +102,7 @@ def graph_parts(self:LMAC,
     maps:list, # of the classifier
     target:Tensor, # class `(batch,)`
     threshold:Tensor, # to round the mask at; below 0: none
-    n_samples:int, # of the clips themselves
+    n_samples, # of the clips themselves, a number or a scalar
 ) -> tuple: # mask `(batch, freq, frame)`; spectra `(2 · batch, freq, frame)` of what is masked in, and of what is masked out
     "What a mask lets through, and what it does not"
     mask, magnitude = self.predict_mask(maps, spectrum.shape[-1], target), spectrum.abs()
@@ -119,7 +119,7 @@ class ExplainerGraph(nn.Module):
         super().__init__()
         self.parts, self.explainer = nn.ModuleList([explainer.fast_classifier, explainer.fast_decoder, explainer.stft]), [explainer]  # which is no module
 
-    def forward(self, waveform, class_index, threshold): # `(batch, time)`, `(batch,)` or `(1,)`, a scalar; what `OUTPUTS` names
+    def forward(self, waveform, class_index, threshold, n_samples=None): # `(batch, time)`, `(batch,)` or `(1,)`, scalars; what `OUTPUTS` names
         explainer, n = self.explainer[0], waveform.shape[-1]
         classifier, _, stft = self.parts
         spectrum = stft.analyse(waveform)
@@ -127,7 +127,7 @@ class ExplainerGraph(nn.Module):
         logits, maps = classifier.with_taps(spectrum.abs(), phase_of(spectrum))
         target = torch.where(class_index < 0, logits.argmax(1), class_index)
         length = (spectrum.shape[-1] - 1) * stft.hop_length
-        mask, parts = explainer.graph_parts(F.pad(waveform, (0, length - n)), spectrum, maps, target, threshold, n)
+        mask, parts = explainer.graph_parts(F.pad(waveform, (0, length - n)), spectrum, maps, target, threshold, n if n_samples is None else n_samples)
         sounds = stft.synthesise(parts, length)[:, :n].unflatten(0, (2, -1))
         judged = classifier.probabilities(classifier(parts.abs(), phase_of(parts))).unflatten(0, (2, -1))
         return classifier.probabilities(logits), target, mask, sounds[0], sounds[1], judged[0], judged[1]
@@ -145,9 +145,9 @@ def check_exportable(
 def _why_not(error):
     "The operator that stopped an export, in a line"
     said = ' '.join(str(e) for e in _chain(error))
-    if found := re.search(r"(?:op='|OpOverload: |torch\.ops\.|No ONNX function found for <[^']*')([\w.]*aten[\w.:]*|\w+[.:]+\w+[\w.]*)", said): return f"the operator {found[1].replace('::', '.')} has no counterpart in ONNX, or not for any length of clips"
+    if found := re.search(r"(?:op='|OpOverload: |torch\.ops\.|No ONNX function found for <[^']*')([\w.]*aten[\w.:]*|\w+[.:]+\w+[\w.]*)", said): return f"PyTorch's exporter does not take the operator {found[1].replace('::', '.')}, or not for any length of clips"
     cause = error.__cause__ or error
-    said = str(cause).strip().splitlines()[0][:200].rstrip('.')
+    said = ' '.join(str(cause).split())[:300].rstrip('.')
     return said if type(cause) is ValueError and cause is error else f"{type(cause).__name__}: {said}"
 
 def _chain(error):
@@ -204,7 +204,7 @@ def _about(explainer, licence, weights, length):
     "What a file says of itself, names to texts"
     classifier = explainer.classifier
     made = dict(labels=list(explainer.labels), sample_rate=explainer.sample_rate, duration_s=classifier.duration_s, length=length, longest_s=max(WINDOWED_S, classifier.duration_s), stft=explainer.stft.config, domain=explainer.domain,
-                multi_label=bool(classifier.multi_label), class_conditional=explainer.is_class_conditional, rounds=explainer.domain != WAVEFORM, heard_s=classifier.heard_s, padded_s=classifier.padded_s, weights=weights, licence=licence, lmac_version=__version__)
+                multi_label=bool(classifier.multi_label), class_conditional=explainer.is_class_conditional, rounds=explainer.domain != WAVEFORM, heard_s=classifier.heard_s, padded_s=classifier.padded_s, untrained=bool(explainer.provenance.get('untrained')), weights=weights, licence=licence, lmac_version=__version__)
     return {k: json.dumps(x, ensure_ascii=False) for k, x in made.items()}
 
 # %% ../../nbs/scale/export.ipynb #33f732a9
@@ -213,28 +213,32 @@ def _program(explainer, length, fixed, together):
     clips = .01 * torch.randn(2 if together else 1, length, generator=torch.Generator().manual_seed(0))
     any_size = torch.export.Dim.DYNAMIC
     batch, time = {0: any_size} if together else {}, {} if fixed else {1: any_size}
-    sizes = dict(waveform=batch | time, class_index=batch, threshold={})
+    sizes, given = dict(waveform=batch | time, class_index=batch, threshold={}), (clips, torch.full((len(clips),), -1), torch.tensor(-1.))
+    if explainer.classifier.padded_s: sizes, given = sizes | dict(n_samples={}), (*given, torch.tensor(length))
     with torch.no_grad(), exportable_transforms():
-        return torch.onnx.export(ExplainerGraph(explainer).eval(), (clips, torch.full((len(clips),), -1), torch.tensor(-1.)), dynamo=True, dynamic_shapes=sizes, external_data=False, verbose=False,
-                                 input_names=list(sizes), output_names=OUTPUTS)
+        return torch.onnx.export(ExplainerGraph(explainer).eval(), given, dynamo=True, dynamic_shapes=sizes, external_data=False, verbose=False, input_names=list(sizes), output_names=OUTPUTS)
 
 # %% ../../nbs/scale/export.ipynb #39d975b5
-def _check_graph(explainer, data, n):
-    "Raise `ValueError` for a graph that says something else than PyTorch of so many samples of noise: one that holds a number which belongs to another length"
-    noise = .1 * torch.randn(n, generator=torch.Generator().manual_seed(0))
-    found = compare_onnx(explainer, data, dict(noise=noise)).loc['noise']
-    if found.probabilities > 1e-4 or found['mask'] > 1e-3: raise ValueError(f"of {n / explainer.sample_rate:.3g} s of noise the graph says something else than PyTorch (probabilities differ by {found.probabilities:.2g}, masks by {found['mask']:.2g})")
+_TRIED = 1, 1.37, 2.6, 6 # lengths, in clips of the classifier's
+
+def _check_graph(explainer, data, sizes):
+    "Raise `ValueError` for a graph that says something else than PyTorch of some number of samples: one that holds a number which belongs to another length"
+    rate = explainer.sample_rate
+    def swelling(n): return torch.randn(n, generator=torch.Generator().manual_seed(0)) * torch.linspace(0, 5 * math.pi, n).sin().square().mul(.2).add(.01)
+    found = compare_onnx(explainer, data, {f'{n / rate:.3g} s': swelling(n) for n in sizes})
+    wrong = found[(found.probabilities > 1e-4) | (found['mask'] > 1e-3)]
+    if len(wrong): raise ValueError(f"of {wrong.index[0]} of noise the graph says something else than PyTorch (probabilities differ by {wrong.probabilities.iloc[0]:.2g}, masks by {wrong['mask'].iloc[0]:.2g})")
 
 def _tried_model(explainer, length, about):
     "The graph for any number of clips, or, of networks that are not to be had so, for one, as `batch` in its metadata says; raises `ValueError` that names what stopped it"
     import onnx
-    shortest = int(explainer.classifier.duration_s * explainer.sample_rate)
+    shortest, longest = round(explainer.classifier.duration_s * explainer.sample_rate), max(WINDOWED_S, explainer.classifier.duration_s)
     for batch in (1,) if explainer.classifier.one_by_one else (None, 1):
         try:
             model = _program(explainer, length or shortest + 16 * explainer.stft.hop_length, length is not None, batch is None).model_proto
             onnx.helper.set_model_props(model, about | dict(batch=json.dumps(batch)))
             onnx.checker.check_model(model, full_check=True)
-            _check_graph(explainer, with_checksum(model.SerializeToString()), length or int(1.37 * shortest))
+            _check_graph(explainer, with_checksum(model.SerializeToString()), [length] if length else sorted({min(int(k * shortest) + extra, round(longest * explainer.sample_rate)) for k in _TRIED for extra in (0, k == 1)}))
             return model
         except Exception as e: error = e  # of any kind, as the exporter runs the network
     hint = '' if length else " Some networks can be exported for clips of one length: length_s."
@@ -244,16 +248,19 @@ def _tried_model(explainer, length, about):
 def export_onnx(
     explainer:LMAC, # trained
     path, # of the file to write
-    length_s:float=None, # length of the clips in seconds; None: any from `duration_s`
+    length_s:float=None, # length of the clips in seconds, shorter ones being padded with silence; None: any from `duration_s`
     weights:str='float32', # how they are stored, see `PRECISIONS`
     licence:str='apache-2.0', # of the weights, as the hub names it
 ) -> Path: # `path`
-    "Write an ONNX file (opset 20) that explains without PyTorch; raises `ImportError`, or `ValueError` for what can't be exported"
+    "Write an ONNX file (opset 20) that explains without PyTorch; raises `ImportError`, `FileNotFoundError` for a folder that is not there, or `ValueError` for what can't be exported"
     try: import onnx, onnxruntime, onnxscript
     except ImportError as e: raise ImportError("Export needs ONNX: pip install 'lmac[onnx]'.") from e
     if weights not in PRECISIONS: raise ValueError(f"weights must be one of {', '.join(map(repr, PRECISIONS))}. Found: {weights!r}.")
     check_exportable(explainer)
-    shortest = int(explainer.classifier.duration_s * explainer.sample_rate)
+    if not Path(path).absolute().parent.is_dir(): raise FileNotFoundError(f"There is no folder {printable(Path(path).absolute().parent)} to write {printable(Path(path).name)} to.")
+    if explainer.provenance.get('untrained'): warnings.warn("This explainer's decoder is not trained: its masks mean nothing. Train it with fit.", stacklevel=2)
+    shortest = round(explainer.classifier.duration_s * explainer.sample_rate)
+    if length_s is not None and not math.isfinite(length_s): raise ValueError(f"length_s must be a number of seconds. Found: {length_s}.")
     length = None if length_s is None else round(length_s * explainer.sample_rate)
     if length is not None and length < shortest: raise ValueError(f"length_s must be {explainer.classifier.duration_s:g} at least, the length of the classifier's clips. Found: {length_s:g}.")
     if explainer.device.type != 'cpu': explainer = copy.deepcopy(explainer).to('cpu')
@@ -280,7 +287,8 @@ class OnnxExplainer:
         if threads: options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
         self.about = {k: json.loads(x) for k, x in self.session.get_modelmeta().custom_metadata_map.items() if k != 'sha256'}
-        for k in ('labels', 'sample_rate', 'duration_s', 'length', 'longest_s', 'domain'): setattr(self, k, self.about[k])
+        for k in ('labels', 'sample_rate', 'duration_s', 'length', 'domain'): setattr(self, k, self.about[k])
+        self.shortest, self.longest = round(self.duration_s * self.sample_rate), self.length or round(self.about['longest_s'] * self.sample_rate) # samples of one pass
         self.stft = STFT(**self.about['stft'])
 
     class_index, class_indices, read, prepare, explain = LMAC.class_index, LMAC.class_indices, LMAC.read, LMAC.prepare, LMAC.explain
@@ -296,17 +304,19 @@ def run(self:OnnxExplainer,
     target=-1, # class index, or indices `(batch,)`; -1: the predicted classes
     threshold:float=None, # round the mask at this; None leaves it soft
 ) -> dict: # tensors, see `OUTPUTS`
-    "One pass through the graph: clips of one length, padded where they are shorter than the classifier's. Raises `ValueError` for a length that the file is not for"
-    x, n = torch.as_tensor(waveform, dtype=torch.float32), waveform.shape[-1]
-    wanted = self.length or max(n, int(self.duration_s * self.sample_rate))
+    "One pass through the graph: clips of one length, padded where they are shorter than the classifier's. Raises `ValueError`"
+    x, n, k = torch.as_tensor(waveform, dtype=torch.float32), np.shape(waveform)[-1], np.asarray(target).reshape(-1)
+    wanted = self.length or max(n, self.shortest)
+    if x.ndim != 2 or not x.numel() or not x.isfinite().all(): raise ValueError(f"waveform must be clips (batch, time) of numbers, and not empty. Found: shape {tuple(x.shape)}{'' if x.isfinite().all() else ', with NaN or infinity'}.")
     if n > wanted: raise ValueError(f"This file explains clips of {wanted / self.sample_rate:g} s at most. Found: {n / self.sample_rate:g} s. Cut it, or export for any length.")
+    if len(k) not in (1, len(x)) or k.min() < -1 or k.max() >= len(self.labels): raise ValueError(f"target must be one class, or one for each of {len(x)} clips, from 0 to {len(self.labels) - 1}, or -1 for those that are predicted. Found: {target}.")
     if threshold is not None and not self.about['rounds']: raise ValueError("This explainer makes waveforms, and has no mask to round: leave the threshold out.")
-    clips, classes, threshold = F.pad(x, (0, wanted - n)).numpy(), np.asarray(target).reshape(-1), np.array(-1 if threshold is None else threshold, np.float32)
-    pairs = [(clips, classes)] if self.about['batch'] is None else zip(np.split(clips, len(x)), np.broadcast_to(classes, len(x)).reshape(-1, 1))
-    runs = [self.session.run(OUTPUTS, dict(waveform=some, class_index=theirs, threshold=threshold)) for some, theirs in pairs]
-    found = {k: torch.from_numpy(np.concatenate(outs)) for k, outs in zip(OUTPUTS, zip(*runs))}
-    if self.about['padded_s']: found['mask'][..., 1 + n // self.stft.hop_length:] = 0  # which is heard, and is no part of the clip
-    return found | {k: found[k][..., :n] for k in ('masked_in', 'masked_out')}
+    clips, own = F.pad(x, (0, wanted - n)).numpy(), dict(threshold=np.array(-1 if threshold is None else threshold, np.float32)) | (dict(n_samples=np.array(n)) if self.about['padded_s'] else {})
+    pairs = [(clips, k)] if self.about['batch'] is None else zip(np.split(clips, len(x)), np.broadcast_to(k, len(x)).reshape(-1, 1))
+    try: runs = [self.session.run(OUTPUTS, dict(waveform=some, class_index=theirs) | own) for some, theirs in pairs]
+    except Exception as e: raise ValueError(f"The graph can't be computed for {n / self.sample_rate:g} s: {' '.join(str(e).split())[:200]}") from e  # of onnxruntime's own kinds
+    found = {name: torch.from_numpy(np.concatenate(outs)) for name, outs in zip(OUTPUTS, zip(*runs))}
+    return found | {name: found[name][..., :n] for name in ('masked_in', 'masked_out')}
 
 # %% ../../nbs/scale/export.ipynb #3d93a882
 _FADE_S = .01 # between two stretches of a long recording
@@ -324,18 +334,19 @@ def run_whole(self:OnnxExplainer,
     target=None, threshold=None, # as for `run`; None: the class that is likeliest in the mean
 ) -> dict: # as of `run`, of one clip, without the axis of the batch; `stretches`, where they begin and end in seconds
     "A recording of any length: what is longer than half a minute in stretches, whose probabilities are averaged"
-    longest, fade = self.length or int(self.longest_s * self.sample_rate), int(_FADE_S * self.sample_rate)
-    places = _stretches(len(waveform), longest, int(self.duration_s * self.sample_rate))
-    if target is None and len(places) > 1: target = torch.stack([self.run(waveform[None, a:b])['probabilities'][0] for a, b in places]).mean(0).argmax().item()
+    fade, places = int(_FADE_S * self.sample_rate), _stretches(len(waveform), self.longest, self.shortest)
+    share = torch.tensor([b - end for (_, b), end in zip(places, [0, *(b for _, b in places)])]) / len(waveform)  # of each, what the one before it has not
+    def mean(rows): return torch.einsum('s,sk->k', share, torch.stack(rows))
+    if target is None and len(places) > 1: target = mean([self.run(waveform[None, a:b])['probabilities'][0] for a, b in places]).argmax().item()
     runs = [self.run(waveform[None, a:b], -1 if target is None else target, threshold) for a, b in places]
-    found = {k: torch.stack([x[k][0] for x in runs]).mean(0) if k.startswith('probabilities') else runs[0][k][0] for k in OUTPUTS}
+    found = {k: mean([x[k][0] for x in runs]) if k.startswith('probabilities') else runs[0][k][0] for k in OUTPUTS}
     if len(places) > 1:
         for k in ('masked_in', 'masked_out'):
             whole, weight = (torch.zeros(len(waveform)) for _ in range(2))
             for (a, b), x in zip(places, runs):
                 ramp = torch.arange(1, b - a + 1)
-                share = torch.minimum(ramp, ramp.flip(0)).div(fade).clamp_max(1)
-                whole[a:b] += share * x[k][0]; weight[a:b] += share
+                near = torch.minimum(ramp, ramp.flip(0)).div(fade).clamp_max(1)
+                whole[a:b] += near * x[k][0]; weight[a:b] += near
             found[k] = whole / weight
         found['mask'] = self._joined([x['mask'][0] for x in runs], places, len(waveform))
     return found | dict(stretches=[(a / self.sample_rate, b / self.sample_rate) for a, b in places])
@@ -357,6 +368,7 @@ def explain_waveforms(self:OnnxExplainer,
 ) -> list: # of `Explanation`s, or of `Explanations`
     "Explain what has been read; raises `ValueError`"
     if contrast is not None or at is not None: raise ValueError("A file explains one class of a whole recording: leave contrast and at out, or ask the explainer that it was made of.")
+    if self.about['untrained']: warnings.warn("This explainer's decoder is not trained: its masks mean nothing. Train it with fit, and export it again.", stacklevel=3)
     if target is not None and targets is not None: raise ValueError(f"Name one class as target, or several as targets. Found: target={target!r} and targets={targets!r}.")
     target, targets = None if target is None else self.class_index(target), None if targets is None else self.class_indices(targets)
     def of(x, source):
@@ -368,16 +380,17 @@ def explain_waveforms(self:OnnxExplainer,
 @patch
 def _explanation(self:OnnxExplainer, waveform, target, threshold, source):
     found = self.run_whole(waveform, target, threshold)
-    k, shortest = found['class'].item(), int(self.duration_s * self.sample_rate)
+    k, predicted = found['class'].item(), found['probabilities'].argmax().item()
+    if k != predicted and not self.is_class_conditional: raise ValueError(f"This explainer's decoder is class-agnostic and explains the predicted class, {self.labels[predicted]!r}. Found target {self.labels[k]!r}: leave the target out.")
     if found['mask'].isnan().any() or found['probabilities'].isnan().any(): raise ValueError("The file must give numbers. Found: NaN, for a recording whose samples are in order.")
-    size = max(len(waveform), shortest, self.length or 0)
+    size = max(len(waveform), self.shortest, self.length or 0)
     magnitude, _ = self.stft(F.pad(waveform, (0, size - len(waveform))))
     gain = 1 / max(found['masked_in'].abs().max().item(), found['masked_out'].abs().max().item(), 1.)
     heard = self.run_whole((gain * found['masked_in']).clamp(-1, 1))['probabilities'][k].item()
     return Explanation(label=self.labels[k], class_index=k, probabilities=found['probabilities'], labels=self.labels, mask=found['mask'], magnitude=magnitude, waveform=waveform[None], audio=(gain * found['masked_in'])[None].clamp(-1, 1),
                        residual=(gain * found['masked_out'])[None].clamp(-1, 1), sample_rate=self.sample_rate, hop_length=self.stft.hop_length, domain=self.domain, probability_masked_in=found['probabilities_masked_in'][k].item(),
                        probability_masked_out=found['probabilities_masked_out'][k].item(), probability_heard=heard, threshold=threshold, gain_db=20 * math.log10(gain), source=source,
-                       heard_s=self.about['heard_s'], padded_s=self.about['padded_s'], window_s=self.longest_s if len(found['stretches']) > 1 else None)
+                       heard_s=self.about['heard_s'], padded_s=self.about['padded_s'], window_s=self.longest / self.sample_rate if len(found['stretches']) > 1 else None)
 
 # %% ../../nbs/scale/export.ipynb #95a2c162
 def in_double_precision(

@@ -160,10 +160,12 @@ export function verdict({ p, p_in, p_out, kept, p_heard, silent }, t) {
   if (p_heard !== undefined && !(p_heard >= t.heard * p_in)) return 'the sound is not what was scored'
   return 'explains'
 }
-export function sentence({ label, predicted, top, window_s, ...found }, words) {
+export function sentence({ label, predicted, top, window_s, heard_s, padding_s, ...found }, words) {
   const f = (x) => x.toFixed(2), { p, p_out, kept, p_heard, silent } = found
   if (silent) return `The recording is silent. There is nothing to explain: '${label}' is what the classifier says to silence.`
-  const says = `The classifier says '${predicted}'${window_s ? ` on average over windows of ${window_s} s` : ''} with a probability of ${f(top)}`
+  const padded = padding_s ? ` of the clip and ${padding_s.toFixed(1)} s of padding, which it hears as sound,` : ''
+  const when = window_s ? ` on average over windows of ${+window_s.toPrecision(6)} s` : heard_s ? ` of the first ${heard_s.toFixed(1)} s, which is what it hears,` : ''
+  const says = `The classifier says '${predicted}'${when}${padded} with a probability of ${f(top)}`
   const parts = `On the explanation alone, ${Math.round(100 * kept)}% of the spectrogram, it is ${f(p_heard)}; on the rest, ${f(p_out)}.`
   let more = words.verdicts[verdict(found, words.thresholds)]
   more = more ? ` ${more}` : ''

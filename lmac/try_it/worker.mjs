@@ -1,19 +1,24 @@
 // Explains in a thread of its own, so that the page stays alive: loads onnxruntime and an explainer, runs the graph, draws the pictures.
+import './vendor/version.js'                                 // sets VERSION, as in the page: they must be of one
 import { STFT, base64, joined, readExplainer, remask, stretches, wav } from './explain.mjs'
 
-const FADE_S = 0.01
-let ort = null, providers = ['wasm'], session = null, about = null, stft = null, runs = null, newest = 0   // `runs`: of the recording in hand, a stretch each
+const FADE_S = 0.01, WIDEST = 16384                          // pixels of a picture: more than that not every browser has
+const STALE = new Error('Something else was asked for meanwhile.')
+let ort = null, providers = ['wasm'], session = null, about = null, stft = null, runs = null   // `runs`: of the recording in hand, a stretch each
+let wish = { id: 0, turn: 0, threshold: null }, answered = 0, asked = 0   // what is wanted now: which explanation, rounded where, and the how manieth question that is; `asked`: explainers, so far
 
 const say = (kind, more = {}) => postMessage({ kind, ...more })
+const breath = () => new Promise((done) => setTimeout(done))  // onnxruntime computes without a pause: only here a newer wish is heard of
 
-// A file of this site, with progress; what was packed is unpacked here, so that it is small whatever the server does.
-async function fetched(name, from, share) {
+// A file of this site, with progress, unless another explainer was asked for meanwhile; what was packed is unpacked here, so that it is small whatever the server does.
+async function fetched(name, from, share, current = () => true) {
   const answer = await fetch(name)
   if (!answer.ok) throw new Error(`${name} could not be loaded (${answer.status}). Without a network the page works after its first visit.`)
   const total = +answer.headers.get('content-length') || 0, reader = answer.body.getReader(), pieces = []
   let n = 0
   for (;;) {
     const { done, value } = await reader.read()
+    if (!current()) { reader.cancel(); throw STALE }
     if (done) break
     pieces.push(value); n += value.length
     if (total) say('progress', { what: 'loading', share: from + share * Math.min(n / total, 1) })
@@ -25,32 +30,41 @@ async function fetched(name, from, share) {
 
 async function runtime(gpu) {
   if (ort) return
-  const adapter = gpu && (await navigator.gpu?.requestAdapter().catch(() => null))
-  const name = adapter ? 'ort-gpu' : 'ort'
-  ort = await import(`./vendor/${name}.mjs`)
-  Object.assign(ort.env.wasm, { numThreads: 1, proxy: false, wasmBinary: (await fetched(`vendor/${name}.wasm.gz`, 0, 0.4)).buffer })
-  ort.env.logLevel = 'error'
+  const adapter = gpu && (await navigator.gpu?.requestAdapter().catch(() => null)), name = adapter ? 'ort-gpu' : 'ort'
+  const program = await fetched(`vendor/${name}.wasm.gz`, 0, 0.4), made = await import(`./vendor/${name}.mjs`)
+  Object.assign(made.env.wasm, { numThreads: 1, proxy: false, wasmBinary: program.buffer })
+  made.env.logLevel = 'error'
   providers = adapter ? ['webgpu', 'wasm'] : ['wasm']
+  ort = made                                                // only now, so that what could not be loaded is loaded the next time
 }
 
-async function load({ file, gpu }) {
+async function load({ file, gpu, number }) {
+  if (version !== self.VERSION) throw new Error('There is a new version of this page. Load it again.')   // which came between the page and this worker
   const bytes = file ? new Uint8Array(file) : null, given = bytes && (await readExplainer(bytes))   // before anything large is loaded
   await runtime(gpu)
-  const data = bytes ?? (await fetched('vendor/explainer.onnx', 0.4, 0.5)), said = given ?? (await readExplainer(data))
+  const data = bytes ?? (await fetched('vendor/explainer.onnx', 0.4, 0.5, () => number === asked)), said = given ?? (await readExplainer(data))
   say('progress', { what: 'preparing', share: 0.95 })
   let made
   try { made = await ort.InferenceSession.create(data, { executionProviders: providers, logSeverityLevel: 3 }) }
-  catch (e) { throw new Error(`This explainer can't be computed in a browser: ${String(e.message ?? e).split('\n')[0].slice(0, 200)}`) }
+  catch (e) { throw new Error(`This explainer can't be computed in a browser: ${line(e)}`) }
   await session?.release()
   ;[session, about, stft, runs] = [made, said, new STFT(said.stft), null]
   say('loaded', { about, provider: providers[0] })
 }
+const line = (e) => String(e?.message ?? e).split('\n')[0].slice(0, 200)
 
-async function graph(x, target, threshold = -1) {            // one stretch, padded where it is shorter than a clip
-  const size = about.length ?? Math.max(x.length, Math.floor(about.duration_s * about.sample_rate)), clip = new Float32Array(size)
+async function graph(current, x, target, threshold = -1) {   // one stretch, padded where it is shorter than a clip; `current()`: whether it is still wanted
+  await breath()
+  if (!current()) throw STALE
+  const size = about.length ?? Math.max(x.length, Math.floor(about.duration_s * about.sample_rate)), clip = new Float32Array(size), n = Math.min(x.length, size)
   clip.set(x.subarray(0, size))
-  const found = await session.run({ waveform: new ort.Tensor('float32', clip, [1, size]), class_index: new ort.Tensor('int64', [BigInt(target)], [1]), threshold: new ort.Tensor('float32', [threshold], []) })
+  const given = { waveform: new ort.Tensor('float32', clip, [1, size]), class_index: new ort.Tensor('int64', [BigInt(target)], [1]), threshold: new ort.Tensor('float32', [threshold], []) }
+  if (session.inputNames.includes('n_samples')) given.n_samples = new ort.Tensor('int64', [BigInt(n)], [])   // where the classifier hears padding as sound
+  let found
+  try { found = await session.run(given) }
+  catch (e) { throw new Error(`This explainer could not be computed for this recording${/memory|alloc|bounds/i.test(e?.message ?? e) ? ': it needs more memory than the browser gives. Take a shorter recording' : ` (${line(e)}). Take another recording, or export the explainer again`}.`) }
   const take = (name) => found[name].data
+  if (take('probabilities').some(Number.isNaN)) throw new Error('This explainer gives no numbers for this recording. Take another one, or train the explainer again.')
   return { clip, n: x.length, target: Number(take('class')[0]), p: take('probabilities'), mask: take('mask'), inside: take('masked_in').slice(0, x.length), outside: take('masked_out').slice(0, x.length),
     p_in: take('probabilities_masked_in'), p_out: take('probabilities_masked_out') }
 }
@@ -59,41 +73,42 @@ const argmax = (x) => x.reduce((best, v, i) => (v > x[best] ? i : best), 0)
 
 function whole(parts) { return joined(parts, runs.places, runs.n, Math.floor(FADE_S * about.sample_rate)) }
 
-async function explain({ id, samples, target, threshold }) {
-  newest = id
-  const longest = about.length ?? Math.floor(about.longest_s * about.sample_rate), shortest = Math.floor(about.duration_s * about.sample_rate)
+async function explain({ id, samples, target }) {
+  const current = () => id === wish.id, longest = about.length ?? Math.floor(about.longest_s * about.sample_rate), shortest = Math.floor(about.duration_s * about.sample_rate)
   const places = stretches(samples.length, longest, shortest), parts = []
   for (const [a, b] of places) {
     say('progress', { what: 'explaining', share: parts.length / places.length })
-    parts.push(await graph(samples.subarray(a, b), target ?? -1))
-    if (id !== newest) return
+    parts.push(await graph(current, samples.subarray(a, b), target ?? -1))
   }
   const p = mean(parts.map((r) => r.p)), chosen = target ?? argmax(p)
-  for (const [i, [a, b]] of places.entries()) if (parts[i].target !== chosen) parts[i] = await graph(samples.subarray(a, b), chosen)
+  for (const [i, [a, b]] of places.entries()) if (parts[i].target !== chosen) parts[i] = await graph(current, samples.subarray(a, b), chosen)
   runs = { id, places, parts, n: samples.length, p, chosen, samples, spectra: places.map(() => null) }
-  const rounds = about.rounds && threshold !== null
-  await answer(rounds ? remasked(threshold) : { inside: whole(parts.map((r) => r.inside)), outside: whole(parts.map((r) => r.outside)) }, rounds ? threshold : null)
+  await answer()
 }
 
 function spectrum(i) { return (runs.spectra[i] ??= stft.analyse(runs.parts[i].clip)) }
-function remasked(threshold) {
-  const parts = runs.parts.map((r, i) => remask(stft, spectrum(i), r.mask, threshold, about.domain, r.n))
-  return { inside: whole(parts.map((x) => x[0])), outside: whole(parts.map((x) => x[1])) }
+function sounds(threshold) {                                  // of both parts
+  const parts = runs.parts.map((r, i) => (threshold === null ? [r.inside, r.outside] : remask(stft, spectrum(i), r.mask, threshold, about.domain, r.n)))
+  return [0, 1].map((k) => whole(parts.map((x) => x[k])).slice())
 }
 
-// First what is heard and seen, at once; then what the classifier says to it, which takes as long as the explanation did.
-async function answer({ inside, outside }, threshold) {
-  const { id, p, chosen, samples, parts } = runs, peak = Math.max(1, top(inside), top(outside))
+// First what is heard and seen, at once; then what the classifier says to it, which takes as long as the explanation did. To the latest wish, and once.
+async function answer() {
+  const { id, turn } = wish, threshold = about.rounds ? wish.threshold : null
+  if (turn === answered) return
+  if (runs?.id !== id) return say('lost', { turn })
+  answered = turn
+  const current = () => turn === wish.turn, { places, p, chosen, samples, parts } = runs, [inside, outside] = sounds(threshold), peak = Math.max(1, top(inside), top(outside))
   if (peak > 1) for (const x of [inside, outside]) x.forEach((v, i) => { x[i] = v / peak })
-  const sounds = [samples, inside, outside].map((x) => base64(wav(x, about.sample_rate)))
-  say('heard', { id, sounds, gains: gains([samples, inside, outside]), pictures: await pictures(threshold), p, target: chosen, threshold, seconds: samples.length / about.sample_rate, raw: { input: samples.slice(), inside: inside.slice(), outside: outside.slice() } })
-  const rounded = threshold === null ? parts : await Promise.all(runs.places.map(async ([a, b]) => graph(samples.subarray(a, b), chosen, threshold)))
-  if (id !== newest) return
-  const heard = []
-  for (const [a, b] of runs.places) { heard.push((await graph(inside.subarray(a, b), chosen)).p[chosen]); if (id !== newest) return }
-  const average = (x) => x.reduce((s, v) => s + v, 0) / x.length
-  say('judged', { id, threshold, found: { p: p[chosen], p_in: average(rounded.map((r) => r.p_in[chosen])), p_out: average(rounded.map((r) => r.p_out[chosen])), kept: average(rounded.map(kept)), p_heard: average(heard), silent: !samples.some((v) => v) },
-    label: about.labels[chosen], predicted: about.labels[argmax(p)], top: Math.max(...p), window_s: runs.places.length > 1 ? about.longest_s : null })
+  const files = [samples, inside, outside].map((x) => base64(wav(x, about.sample_rate)))
+  say('heard', { turn, sounds: files, gains: gains([samples, inside, outside]), pictures: await pictures(threshold), p, target: chosen, threshold, seconds: samples.length / about.sample_rate, raw: { input: samples.slice(), inside: inside.slice(), outside: outside.slice() } })
+  const rounded = threshold === null ? parts : [], heard = []
+  if (threshold !== null) for (const [a, b] of places) rounded.push(await graph(current, samples.subarray(a, b), chosen, threshold))   // one after the other: a graphics card takes no two at once
+  for (const [a, b] of places) heard.push((await graph(current, inside.subarray(a, b), chosen)).p[chosen])
+  const average = (x) => x.reduce((s, v) => s + v, 0) / x.length, { sample_rate: rate, heard_s, padded_s } = about, seconds = samples.length / rate
+  say('judged', { turn, threshold, found: { p: p[chosen], p_in: average(rounded.map((r) => r.p_in[chosen])), p_out: average(rounded.map((r) => r.p_out[chosen])), kept: average(rounded.map(kept)), p_heard: average(heard), silent: !samples.some((v) => v) },
+    label: about.labels[chosen], predicted: about.labels[argmax(p)], top: Math.max(...p), window_s: places.length > 1 ? (about.length ? about.length / rate : about.longest_s) : null,
+    heard_s: places.length === 1 && heard_s && Math.floor((heard_s * rate) / stft.hop) < Math.floor(samples.length / stft.hop) ? heard_s : null, padding_s: Math.max(0, (padded_s ?? 0) - seconds) })
 }
 const top = (x) => x.reduce((m, v) => Math.max(m, Math.abs(v)), 0)
 function kept(r) {                                           // mean of the mask over the frames of the recording, as `Explanation.kept`
@@ -114,10 +129,13 @@ async function png(image) {
   canvas.getContext('2d').putImageData(image, 0, 0)
   return `data:image/png;base64,${base64(new Uint8Array(await (await canvas.convertToBlob()).arrayBuffer()))}`
 }
-function painted(paint) {                                    // `paint(pixel, stretch, frame, bin)`, low frequencies at the bottom
-  const frames = runs.parts.map((r, i) => Math.min(spectrum(i).count, 1 + Math.floor(r.n / stft.hop))), width = frames.reduce((a, b) => a + b), { freqs } = stft, image = new ImageData(width, freqs)
-  let left = 0
-  frames.forEach((n, i) => { for (let t = 0; t < n; t++) for (let k = 0; k < freqs; k++) paint(image.data, 4 * ((freqs - 1 - k) * width + left + t), i, t, k); left += n })
+function painted(paint) {                                    // `paint(pixels, at, stretch, frame, bin)`, low frequencies at the bottom; of a long recording not every frame
+  const frames = runs.parts.map((r, i) => Math.min(spectrum(i).count, 1 + Math.floor(r.n / stft.hop))), n = frames.reduce((a, b) => a + b), width = Math.min(n, WIDEST), { freqs } = stft, image = new ImageData(width, freqs)
+  for (let x = 0, i = 0, first = 0; x < width; x++) {
+    const frame = Math.floor((x * n) / width)
+    while (frame - first >= frames[i]) first += frames[i++]
+    for (let k = 0; k < freqs; k++) paint(image.data, 4 * ((freqs - 1 - k) * width + x), i, frame - first, k)
+  }
   return png(image)
 }
 function levels() {
@@ -137,17 +155,13 @@ function shade(threshold) {
 }
 async function pictures(threshold) { return Promise.all([(runs.level ??= levels()), shade(threshold)]) }
 
-let words = null, queue = Promise.resolve()
-const acts = {
-  words: (message) => { words = message.words },
-  load,
-  explain,
-  threshold: ({ id, threshold }) => { if (!runs) return; newest = runs.id = id; return answer(threshold === null ? { inside: whole(runs.parts.map((r) => r.inside)).slice(), outside: whole(runs.parts.map((r) => r.outside)).slice() } : remasked(threshold), threshold) },
-}
+let words = null, version = null, queue = Promise.resolve()
+const acts = { words: (message) => { ({ words, version } = message) }, load, explain, threshold: answer }
 onmessage = ({ data }) => {
-  if (data.id !== undefined) newest = data.id                // what is under way for an older wish ends early
+  if (data.turn) wish = data                                 // what is under way for an older wish ends at its next breath
+  if (data.act === 'load') data.number = ++asked
   queue = queue.then(async () => {
-    if (data.id !== undefined && data.id !== newest) return
-    try { await acts[data.act](data) } catch (e) { say('error', { id: data.id, act: data.act, message: String(e?.message ?? e) }) }
+    if (data.id && data.id !== wish.id) return
+    try { await acts[data.act](data) } catch (e) { if (e !== STALE || data.act === 'load') say('error', { turn: data.turn, act: data.act, message: String(e?.message ?? e) }) }
   })
 }
