@@ -600,6 +600,10 @@ def settle(
         try: notes += _settle_draws(classifier, stft, clips_of(longer)[1:2], 2, n_draws)
         except Exception: continue
         break
+    try: _answer(classifier, stft, clips_of(2 * n)[:1])
+    except Exception:
+        classifier.one_length = True
+        notes.append(f"The network takes no clips of twice {classifier.duration_s:g} s: what is longer than {classifier.duration_s:g} s is explained in windows of that length.")
     alike = [answers(k, k, k) for k in range(3)]
     orders = () if classifier.one_by_one else ((0, 1, 2), (1, 2, 0), (2, 0, 1))
     if any(_differ(row, alike[k][i]) for order in orders for i, (k, row) in enumerate(zip(order, answers(*order)))):

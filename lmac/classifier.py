@@ -185,7 +185,7 @@ def check_labels(
     return labels
 
 # %% ../nbs/04_classifier.ipynb #993d899b
-ANSWER = dict(one_by_one=False, draws=0, stateful=False, switched_off=[], heard_s=None, padded_s=None, notes=[]) # how to get the clip's own answer, see `examine`
+ANSWER = dict(one_by_one=False, draws=0, stateful=False, switched_off=[], heard_s=None, padded_s=None, one_length=False, notes=[]) # how to get the clip's own answer, see `examine`
 
 # %% ../nbs/04_classifier.ipynb #03classifier027
 class TappedClassifier(nn.Module):

@@ -292,13 +292,18 @@ def classify(self:LMAC,
 # %% ../nbs/11_explain.ipynb #cd3a5492
 WINDOWED_S = 30. # length in seconds from which a recording goes through in windows
 
+@patch(as_prop=True)
+def longest_s(self:LMAC) -> float: # seconds
+    "What goes through as one; what is longer, in windows"
+    return self.classifier.duration_s if self.classifier.one_length else max(WINDOWED_S, self.classifier.duration_s)
+
 @patch
 def window_size(self:LMAC,
     n_frames:int, # of a recording
 ) -> int: # frames
     "The length of windows; 0 for what is heard as one, since it is short, or the classifier is asked about a moment, or hears a part only"
-    classifier, longest = self.classifier, max(WINDOWED_S, self.classifier.duration_s)
-    if n_frames <= self.stft.n_frames(int(longest * self.sample_rate)) or classifier.at_fraction or classifier.heard_s: return 0
+    classifier = self.classifier
+    if n_frames <= self.stft.n_frames(round(self.longest_s * self.sample_rate)) or classifier.at_fraction or classifier.heard_s: return 0
     return self.stft.n_frames(round(classifier.duration_s * self.sample_rate))
 
 def fading_windows(

@@ -176,6 +176,7 @@ class _AnswerSettings(Settings):
     switched_off: Annotated[list[Name], Field(max_length=10_000)] = []
     heard_s: Annotated[float, Field(ge=0, le=86_400)]|None = None
     padded_s: Annotated[float, Field(ge=0, le=86_400)]|None = None
+    one_length: bool = False
     notes: Annotated[list[Annotated[str, Field(max_length=10_000)]], Field(max_length=100)] = []
 
 class _ClassifierSettings(Settings):

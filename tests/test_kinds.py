@@ -474,3 +474,17 @@ def test_epochs_that_were_asked_for_are_not_skipped(options, patience, monkeypat
     monkeypatch.setattr('lmac.explain.fit_task', stop)
     made = LMAC.for_classifier(OnWaves().eval(), labels=list('abcd'), duration_s=1.)
     with pytest.raises(Stop, match=rf'\[{patience}\]'): made.fit(.1 * torch.randn(12, RATE), batch_size=4, **options)
+
+
+def test_a_network_of_one_length(tmp_path):
+    "Whose last layer takes so many numbers and no more: what is longer is explained in windows, by a folder that was saved as well"
+    torch.manual_seed(0)
+    network = nn.Sequential(torchaudio.transforms.MelSpectrogram(RATE, n_fft=1024, hop_length=256, n_mels=40), nn.Unflatten(1, (1, 40)), nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.LazyLinear(3))
+    network(torch.zeros(1, RATE))
+    explainer = LMAC.for_classifier(network.eval(), sample_rate=RATE, duration_s=1.)
+    assert explainer.classifier.one_length and "in windows" in " ".join(explainer.classifier.notes)
+    again = LMAC.from_pretrained(explainer.save_pretrained(tmp_path/"saved"), classifier=explainer.classifier)
+    for duration_s in (.4, 1., 1.7):
+        with pytest.warns(UserWarning, match="not trained"): found = again.explain(torch.randn(1, int(duration_s * RATE)).mul(.1), RATE)
+        assert found.window_s == (1. if duration_s > 1 else None) and found.audio.shape == (1, int(duration_s * RATE))
+    assert not LMAC.from_pretrained().classifier.one_length

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .. import __version__
 from ..audio import printable, write_atomically
-from ..explain import WINDOWED_S, LMAC
+from ..explain import LMAC
 from ..explanation import Explanation, Explanations
 from ..masking import WAVEFORM, apply_mask
 from ..spectrogram import STFT
@@ -203,7 +203,7 @@ def verify_checksum(
 def _about(explainer, licence, weights, length):
     "What a file says of itself, names to texts"
     classifier = explainer.classifier
-    made = dict(labels=list(explainer.labels), sample_rate=explainer.sample_rate, duration_s=classifier.duration_s, length=length, longest_s=max(WINDOWED_S, classifier.duration_s), stft=explainer.stft.config, domain=explainer.domain,
+    made = dict(labels=list(explainer.labels), sample_rate=explainer.sample_rate, duration_s=classifier.duration_s, length=length, longest_s=explainer.longest_s, stft=explainer.stft.config, domain=explainer.domain,
                 multi_label=bool(classifier.multi_label), class_conditional=explainer.is_class_conditional, rounds=explainer.domain != WAVEFORM, heard_s=classifier.heard_s, padded_s=classifier.padded_s, untrained=bool(explainer.provenance.get('untrained')), weights=weights, licence=licence, lmac_version=__version__)
     return {k: json.dumps(x, ensure_ascii=False) for k, x in made.items()}
 
@@ -232,7 +232,7 @@ def _check_graph(explainer, data, sizes):
 def _tried_model(explainer, length, about):
     "The graph for any number of clips, or, of networks that are not to be had so, for one, as `batch` in its metadata says; raises `ValueError` that names what stopped it"
     import onnx
-    shortest, longest = round(explainer.classifier.duration_s * explainer.sample_rate), max(WINDOWED_S, explainer.classifier.duration_s)
+    shortest, longest = round(explainer.classifier.duration_s * explainer.sample_rate), explainer.longest_s
     for batch in (1,) if explainer.classifier.one_by_one else (None, 1):
         try:
             model = _program(explainer, length or shortest + 16 * explainer.stft.hop_length, length is not None, batch is None).model_proto

@@ -12,7 +12,7 @@ let worker = null, loading = null, ready = null, waiting = [], player = null, re
 
 // what is said
 
-function status(text) { $('status').textContent = text }
+function status(text) { if ($('status').textContent !== text) $('status').textContent = text }   // it is read aloud
 function note(text) { $('note').textContent = text; $('note').hidden = !text }
 function complain(text) { $('error').textContent = text; $('error').hidden = !text; if (text) status('') }
 function busy(share) { $('progress').hidden = share === null; if (share !== null) $('progress').value = share }
@@ -112,7 +112,7 @@ function mono(audio, n) {
 }
 async function take(coming, name, more = {}) {              // `coming`: the promise of a file's bytes
   const mine = state.wanted = { ...NOTHING, name, minutes: 1, scene: null, ...more }, left = () => mine !== state.wanted
-  state.turn++
+  mine.of = ++state.turn
   complain('')
   note('')
   mark('busy')
@@ -170,7 +170,7 @@ async function again(anew = true) {                         // explain what is w
   mark('busy')
   if (anew) status(WHAT.explaining)
   try { await load() } catch (e) { if (turn === state.turn) fail(e.message); return }
-  if (turn === state.turn) worker.postMessage({ act: anew ? 'explain' : 'threshold', id: mine.id, turn, threshold: mine.threshold, ...(anew && { samples: mine.samples, target: mine.target }) })
+  if (turn === state.turn) worker.postMessage({ act: anew ? 'explain' : 'threshold', id: mine.id, turn, threshold: mine.threshold, ...(anew && { of: mine.of, samples: mine.samples, target: mine.target }) })
 }
 
 // what is shown

@@ -56,7 +56,7 @@ const line = (e) => String(e?.message ?? e).split('\n')[0].slice(0, 200)
 async function graph(current, x, target, threshold = -1) {   // one stretch, padded where it is shorter than a clip; `current()`: whether it is still wanted
   await breath()
   if (!current()) throw STALE
-  const size = about.length ?? Math.max(x.length, Math.floor(about.duration_s * about.sample_rate)), clip = new Float32Array(size), n = Math.min(x.length, size)
+  const size = about.length ?? Math.max(x.length, limits().shortest), clip = new Float32Array(size), n = Math.min(x.length, size)
   clip.set(x.subarray(0, size))
   const given = { waveform: new ort.Tensor('float32', clip, [1, size]), class_index: new ort.Tensor('int64', [BigInt(target)], [1]), threshold: new ort.Tensor('float32', [threshold], []) }
   if (session.inputNames.includes('n_samples')) given.n_samples = new ort.Tensor('int64', [BigInt(n)], [])   // where the classifier hears padding as sound
@@ -68,21 +68,24 @@ async function graph(current, x, target, threshold = -1) {   // one stretch, pad
   return { clip, n: x.length, target: Number(take('class')[0]), p: take('probabilities'), mask: take('mask'), inside: take('masked_in').slice(0, x.length), outside: take('masked_out').slice(0, x.length),
     p_in: take('probabilities_masked_in'), p_out: take('probabilities_masked_out') }
 }
-const mean = (rows) => Float32Array.from(rows[0], (_, i) => rows.reduce((s, r) => s + r[i], 0) / rows.length)
+const limits = () => ({ shortest: Math.round(about.duration_s * about.sample_rate), longest: about.length ?? Math.round(about.longest_s * about.sample_rate) })   // of one pass, in samples
+const shares = (places, n) => places.map(([, b], i) => (b - (i ? places[i - 1][1] : 0)) / n)   // of a recording, what the stretch before has not
+const mean = (rows, share) => Float32Array.from(rows[0], (_, i) => rows.reduce((s, r, j) => s + share[j] * r[i], 0))
 const argmax = (x) => x.reduce((best, v, i) => (v > x[best] ? i : best), 0)
 
 function whole(parts) { return joined(parts, runs.places, runs.n, Math.floor(FADE_S * about.sample_rate)) }
 
-async function explain({ id, samples, target }) {
-  const current = () => id === wish.id, longest = about.length ?? Math.floor(about.longest_s * about.sample_rate), shortest = Math.floor(about.duration_s * about.sample_rate)
-  const places = stretches(samples.length, longest, shortest), parts = []
+async function explain({ id, of, samples, target }) {
+  const current = () => id === wish.id, { longest, shortest } = limits()
+  const places = stretches(samples.length, longest, shortest), share = shares(places, samples.length), parts = []
+  const known = new Map(runs?.of === of ? runs.places.map((place, i) => [`${place}`, runs.parts[i]]) : [])   // another minute, or class, of the same recording
   for (const [a, b] of places) {
     say('progress', { what: 'explaining', share: parts.length / places.length })
-    parts.push(await graph(current, samples.subarray(a, b), target ?? -1))
+    parts.push(known.get(`${[a, b]}`) ?? (await graph(current, samples.subarray(a, b), target ?? -1)))
   }
-  const p = mean(parts.map((r) => r.p)), chosen = target ?? argmax(p)
+  const p = mean(parts.map((r) => r.p), share), chosen = target ?? argmax(p)
   for (const [i, [a, b]] of places.entries()) if (parts[i].target !== chosen) parts[i] = await graph(current, samples.subarray(a, b), chosen)
-  runs = { id, places, parts, n: samples.length, p, chosen, samples, spectra: places.map(() => null) }
+  runs = { id, of, places, share, parts, n: samples.length, p, chosen, samples, spectra: places.map(() => null) }
   await answer()
 }
 
@@ -98,24 +101,27 @@ async function answer() {
   if (turn === answered) return
   if (runs?.id !== id) return say('lost', { turn })
   answered = turn
-  const current = () => turn === wish.turn, { places, p, chosen, samples, parts } = runs, [inside, outside] = sounds(threshold), peak = Math.max(1, top(inside), top(outside))
+  const current = () => turn === wish.turn, { places, share, p, chosen, samples, parts } = runs, [inside, outside] = sounds(threshold), peak = Math.max(1, top(inside), top(outside))
   if (peak > 1) for (const x of [inside, outside]) x.forEach((v, i) => { x[i] = v / peak })
   const files = [samples, inside, outside].map((x) => base64(wav(x, about.sample_rate)))
   say('heard', { turn, sounds: files, gains: gains([samples, inside, outside]), pictures: await pictures(threshold), p, target: chosen, threshold, seconds: samples.length / about.sample_rate, raw: { input: samples.slice(), inside: inside.slice(), outside: outside.slice() } })
   const rounded = threshold === null ? parts : [], heard = []
   if (threshold !== null) for (const [a, b] of places) rounded.push(await graph(current, samples.subarray(a, b), chosen, threshold))   // one after the other: a graphics card takes no two at once
   for (const [a, b] of places) heard.push((await graph(current, inside.subarray(a, b), chosen)).p[chosen])
-  const average = (x) => x.reduce((s, v) => s + v, 0) / x.length, { sample_rate: rate, heard_s, padded_s } = about, seconds = samples.length / rate
-  say('judged', { turn, threshold, found: { p: p[chosen], p_in: average(rounded.map((r) => r.p_in[chosen])), p_out: average(rounded.map((r) => r.p_out[chosen])), kept: average(rounded.map(kept)), p_heard: average(heard), silent: !samples.some((v) => v) },
-    label: about.labels[chosen], predicted: about.labels[argmax(p)], top: Math.max(...p), window_s: places.length > 1 ? (about.length ? about.length / rate : about.longest_s) : null,
+  const average = (x) => x.reduce((s, v, i) => s + share[i] * v, 0), { sample_rate: rate, heard_s, padded_s } = about, seconds = samples.length / rate
+  say('judged', { turn, threshold, found: { p: p[chosen], p_in: average(rounded.map((r) => r.p_in[chosen])), p_out: average(rounded.map((r) => r.p_out[chosen])), kept: kept(rounded), p_heard: average(heard), silent: !samples.some((v) => v) },
+    label: about.labels[chosen], predicted: about.labels[argmax(p)], top: Math.max(...p), window_s: places.length > 1 ? limits().longest / rate : null,
     heard_s: places.length === 1 && heard_s && Math.floor((heard_s * rate) / stft.hop) < Math.floor(samples.length / stft.hop) ? heard_s : null, padding_s: Math.max(0, (padded_s ?? 0) - seconds) })
 }
 const top = (x) => x.reduce((m, v) => Math.max(m, Math.abs(v)), 0)
-function kept(r) {                                           // mean of the mask over the frames of the recording, as `Explanation.kept`
-  const frames = r.mask.length / stft.freqs, n = Math.min(frames, 1 + Math.floor(r.n / stft.hop))
-  let sum = 0
-  for (let k = 0; k < stft.freqs; k++) for (let t = 0; t < n; t++) sum += r.mask[k * frames + t]
-  return sum / (n * stft.freqs)
+function kept(parts) {                                       // mean of the masks over the frames of the recording, as `Explanation.kept`; where two overlap, of the later one
+  let sum = 0, count = 0
+  parts.forEach(({ n, mask }, i) => {
+    const frames = mask.length / stft.freqs, next = runs.places[i + 1], own = next ? Math.round((next[0] - runs.places[i][0]) / stft.hop) : 1 + Math.floor(n / stft.hop), m = Math.min(frames, own)
+    for (let k = 0; k < stft.freqs; k++) for (let t = 0; t < m; t++) sum += mask[k * frames + t]
+    count += m * stft.freqs
+  })
+  return sum / count
 }
 function gains(sounds) {                                     // as loud as the first by its level, by 24 dB at most, and none beyond full scale
   const db = sounds.map((x) => 10 * Math.log10(x.reduce((s, v) => s + v * v, 0) / x.length + 1e-20))
