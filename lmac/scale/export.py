@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'PRECISIONS', 'is_power_of_two', 'graph_stft', 'overlap_add', 'graph_istft', 'exportable_transforms',
-           'probe_sounds', 'ExplainerGraph', 'check_exportable', 'store_weights', 'with_checksum', 'verify_checksum',
-           'export_onnx', 'OnnxExplainer', 'in_double_precision', 'compare_onnx']
+           'two_sounds', 'probe_sounds', 'ExplainerGraph', 'check_exportable', 'store_weights', 'with_checksum',
+           'verify_checksum', 'export_onnx', 'OnnxExplainer', 'in_double_precision', 'compare_onnx']
 
 # %% ../../nbs/scale/export.ipynb #e2922707
 import copy, hashlib, json, math, re, warnings
@@ -59,23 +59,43 @@ def overlap_add(
     pieces = F.pad(frames, (0, n * hop_length - frames.shape[2])).unflatten(2, (n, hop_length))
     return sum(F.pad(pieces[:, :, i], (0, 0, i, n - 1 - i)) for i in range(n)).flatten(1)
 
+def _precise(x, n): # what a transform of so many samples is computed of
+    return x if is_power_of_two(n) else torch.view_as_complex(torch.view_as_real(x).double())
+
+def _assembled(frames, window, hop_length, center, length): # `(batch, frame, sample)` to `(batch, time)`
+    n = len(window)
+    total = overlap_add(frames.to(window.dtype) * window, hop_length) / overlap_add(window.square().expand(1, frames.shape[1], n), hop_length).clamp_min(1e-11)
+    if center: total = total[:, n // 2:] if length else total[:, n // 2:-(n // 2)]
+    return total[:, :length]
+
 def graph_istft(
     input:Tensor, # complex `(..., freq, frame)`; arguments as of `torch.istft`, which this stands for
     n_fft:int, hop_length:int=None, win_length:int=None, window:Tensor=None, center:bool=True, normalized:bool=False, onesided:bool=None, length:int=None, return_complex:bool=False,
 ) -> Tensor: # `(..., time)`
     "`torch.istft` to real numbers, from what ONNX has"
-    hop_length, window, x = hop_length or n_fft // 4, _widened(window, n_fft, win_length or n_fft), input.reshape(-1, *input.shape[-2:])
-    if not is_power_of_two(n_fft): x = torch.view_as_complex(torch.view_as_real(x).double())
-    frames = torch.fft.irfft(x.mT, n_fft).to(window.dtype)
+    frames = torch.fft.irfft(_precise(input.reshape(-1, *input.shape[-2:]).mT, n_fft), n_fft)
     if normalized: frames = frames * n_fft**.5
-    total = overlap_add(frames * window, hop_length) / overlap_add(window.square().expand(1, frames.shape[1], n_fft), hop_length).clamp_min(1e-11)
-    if center: total = total[:, n_fft // 2:] if length else total[:, n_fft // 2:-(n_fft // 2)]
-    return total[:, :length].reshape(*input.shape[:-2], -1)
+    return _assembled(frames, _widened(window, n_fft, win_length or n_fft), hop_length or n_fft // 4, center, length).reshape(*input.shape[:-2], -1)
 
 @contextmanager
 def exportable_transforms():
     "Inside, `torch.stft` and `torch.istft` are `graph_stft` and `graph_istft`, whoever calls them: the front ends of others as well as our own"
     with replaced('torch.stft', graph_stft), replaced('torch.Tensor.stft', graph_stft), replaced('torch.istft', graph_istft): yield
+
+# %% ../../nbs/scale/export.ipynb #d68300bd
+def two_sounds(
+    stft:STFT, # whose spectra they are
+    spectra:Tensor, # complex `(2 · batch, freq, frame)`, of real sounds
+    length:int, # samples wanted
+) -> tuple: # of the first half, and of the second `(batch, time)`
+    "The sounds of spectra, two by one transform, as real and imaginary part of a complex sound: in half of the time"
+    n, parts = stft.n_fft, torch.view_as_real(spectra).transpose(1, 2).unflatten(0, (2, -1))
+    (a_real, a_imag), (b_real, b_imag) = ((parts[k, ..., 0], parts[k, ..., 1]) for k in range(2))
+    def mirrored(x): return x[..., 1:n - n // 2].flip(-1)  # frequencies above the middle
+    real, imag = torch.cat([a_real - b_imag, mirrored(a_real + b_imag)], 2), torch.cat([a_imag + b_real, mirrored(b_real - a_imag)], 2)
+    frames = torch.view_as_real(torch.fft.ifft(_precise(torch.complex(real, imag), n)))
+    window = _widened(stft.window, n, stft.win_length)
+    return tuple(_assembled(frames[..., k], window, stft.hop_length, True, length) for k in range(2))
 
 # %% ../../nbs/scale/export.ipynb #bca3c36c
 def probe_sounds(
@@ -128,7 +148,7 @@ class ExplainerGraph(nn.Module):
         target = torch.where(class_index < 0, logits.argmax(1), class_index)
         length = (spectrum.shape[-1] - 1) * stft.hop_length
         mask, parts = explainer.graph_parts(F.pad(waveform, (0, length - n)), spectrum, maps, target, threshold, n if n_samples is None else n_samples)
-        sounds = stft.synthesise(parts, length)[:, :n].unflatten(0, (2, -1))
+        sounds = two_sounds(stft, parts, n)
         judged = classifier.probabilities(classifier(parts.abs(), phase_of(parts))).unflatten(0, (2, -1))
         return classifier.probabilities(logits), target, mask, sounds[0], sounds[1], judged[0], judged[1]
 
