@@ -172,7 +172,7 @@ def _several(explainer, target, top): # of the options, those that differ
 def _with_prompts(explainer, prompts): # an explainer
     "The explainer, asked about prompts if there are any; raises `ValueError` for one whose classes are no prompts"
     if prompts is None: return explainer
-    if not hasattr(explainer, 'with_prompts'): raise ValueError(f"--prompt is for zero-shot explainers, whose classes are sentences. This one has {len(explainer.labels)} classes of its own: leave --prompt out.")
+    if not hasattr(explainer, 'with_prompts'): raise ValueError(f"--prompt is for zero-shot explainers, whose classes are sentences. This one has {len(explainer.labels)} classes of its own: leave --prompt out. lmac-explain chooses among them with --target.")
     return explainer.with_prompts(prompts)
 
 # %% ../nbs/13_cli.ipynb #45eba939
