@@ -131,7 +131,6 @@ def kinds(found, lmac, sounds, data, folder, rounds):
         start, row = time.perf_counter(), exported(make, folder)
         print(name, f'{time.perf_counter() - start:.0f} s', row, flush=True)
         if row: found['families'][name] = row  # none where its package is not installed
-        yield
 
 
 def seconds(found, lmac, sounds, data, folder, rounds):
@@ -167,6 +166,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         for weights in PRECISIONS: lmac.export_onnx(f'{folder}/{weights}.onnx', weights=weights)
         for part in parts:
-            for _ in PARTS[part](found, lmac, sounds, data, folder, rounds) or [None]: write_atomically(out, json.dumps(found, indent=1).encode())
+            PARTS[part](found, lmac, sounds, data, folder, rounds)
+            write_atomically(out, json.dumps(found, indent=1).encode())
     for weights, row in found['weights'].items(): print(weights, row)
     if 'page' in found: print({k: round(x['median'], 3) for k, x in found['page'].items()})

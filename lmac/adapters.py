@@ -477,7 +477,7 @@ def check_gradient(
     for part in ('front_end', 'model'):
         for name, layer in getattr(classifier, part).named_modules(prefix=part):
             if not isinstance(layer, torch.jit.ScriptModule): handles.append(layer.register_forward_hook(lambda m, i, o, name=name: hook(m, i, o, name)))
-    magnitude, phase = stft(.1 * torch.randn(1, round(classifier.duration_s * classifier.sample_rate), device=stft.window.device))
+    magnitude, phase = stft(.1 * torch.randn(1, classifier.n_samples, device=stft.window.device))
     try:
         with torch.enable_grad(): scores = classifier(magnitude.requires_grad_(), phase)
     except RuntimeError as e:
@@ -502,7 +502,7 @@ def measure_frequencies(
         magnitude = torch.full((1, stft.n_freqs, n_frames), 1e-2, device=stft.window.device)
         if louder is not None: magnitude[:, louder] = 1.
         return classifier.features(magnitude, torch.zeros_like(magnitude)).float()
-    n_frames = stft.n_frames(round(classifier.duration_s * classifier.sample_rate))
+    n_frames = stft.n_frames(classifier.n_samples)
     with contextlib.suppress(Exception):
         features(16)
         n_frames = 16  # fewer do, if it takes them
@@ -583,7 +583,7 @@ def settle(
     n_draws:int=8, # of random numbers, over which to average
 ) -> list: # sentences about what was found
     "Find out whether an answer depends on anything but the clip, and see to it that it doesn't; raises `ValueError` where that can't be done"
-    notes, n, fresh = [], round(classifier.duration_s * classifier.sample_rate), own_copy(classifier.model)
+    notes, n, fresh = [], classifier.n_samples, own_copy(classifier.model)
     def clips_of(n): return probe_clips(n)[[1, 3, 2]] * torch.tensor([.01, 1.8, 0])[:, None]
     clips = clips_of(n)
     with contextlib.suppress(Exception):  # a second does, if it takes that
@@ -598,12 +598,11 @@ def settle(
     notes += _settle_draws(classifier, stft, clips[:2], n_draws, n_draws)
     for longer in (2 * n, n):  # which it might cut anywhere
         try: notes += _settle_draws(classifier, stft, clips_of(longer)[1:2], 2, n_draws)
-        except Exception: continue
+        except Exception:
+            classifier.one_length = True
+            continue
         break
-    try: _answer(classifier, stft, clips_of(2 * n)[:1])
-    except Exception:
-        classifier.one_length = True
-        notes.append(f"The network takes no clips of twice {classifier.duration_s:g} s: what is longer than {classifier.duration_s:g} s is explained in windows of that length.")
+    if classifier.one_length: notes.append(f"The network takes no clips of twice {classifier.duration_s:g} s: what is longer than {classifier.duration_s:g} s is explained in windows of that length.")
     alike = [answers(k, k, k) for k in range(3)]
     orders = () if classifier.one_by_one else ((0, 1, 2), (1, 2, 0), (2, 0, 1))
     if any(_differ(row, alike[k][i]) for order in orders for i, (k, row) in enumerate(zip(order, answers(*order)))):
@@ -641,7 +640,7 @@ def heard_seconds(
     stft:STFT, # its STFT
 ) -> float: # seconds from the beginning beyond which nothing changes the answer; None: all of it is heard, or it takes no longer clip than its own
     "How much of a recording of twice the usual length, or of 40 s, a network hears"
-    n, rate = round(classifier.duration_s * classifier.sample_rate), classifier.sample_rate
+    n, rate = classifier.n_samples, classifier.sample_rate
     classifier = copy.copy(classifier)
     classifier.pool = 'mean'  # of frames all count: the highest may come before the silence
     def answer(classifier, stft, waveform): return _answer(classifier, stft, waveform[None])
@@ -672,7 +671,7 @@ def heard_padding(
     stft:STFT, # its STFT
 ) -> tuple: # seconds to which a shorter clip is padded with what is heard as sound, or None; sentences
     "Whether an answer depends on what a short clip is padded with"
-    n, rate, heard = round(classifier.duration_s * classifier.sample_rate), classifier.sample_rate, classifier.heard_s or 0.
+    n, rate, heard = classifier.n_samples, classifier.sample_rate, classifier.heard_s or 0.
     window, notes = max(n, round(heard * rate)), []
     clip, other = (probe_clips(n)[0].clone() for _ in range(2))
     clip[3 * n // 4:], other[3 * n // 4:] = 0, .5 * other[3 * n // 4:]  # softer, so that it is not the loudest

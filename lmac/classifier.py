@@ -228,6 +228,12 @@ class TappedClassifier(nn.Module):
         "Stays in evaluation mode whatever is asked: a classifier under explanation must not change"
         return super().train(False)
 
+# %% ../nbs/04_classifier.ipynb #129c9f4e
+@patch(as_prop=True)
+def n_samples(self:TappedClassifier) -> int:
+    "Samples of a clip"
+    return round(self.duration_s * self.sample_rate)
+
 # %% ../nbs/04_classifier.ipynb #20a8bcb6
 def as_dtype_of(
     model:nn.Module, # in single, half or double precision
@@ -427,7 +433,7 @@ def folded(self:TappedClassifier,
     stft, # the STFT that it gets its magnitudes from
 ) -> TappedClassifier: # shares the weights that are not folded; itself where nothing can be, or where it would not answer as before
     "The same classifier for inference, see `fold_batch_norms`; its weights are plain tensors, through which gradients pass, wherever it is called"
-    with seeded(0): magnitude, phase = stft(.1 * torch.randn(1, round(self.duration_s * self.sample_rate)).to(stft.window.device))
+    with seeded(0): magnitude, phase = stft(.1 * torch.randn(1, self.n_samples).to(stft.window.device))
     keep = {*self.taps, *(name.removeprefix('model.') for name in self.switched_off)}
     fast = self.with_model(fold_batch_norms(self.model, lambda model: self.one_pass(magnitude, phase, model=model), keep))
     if fast.model is self.model: return self

@@ -176,12 +176,12 @@ def _with_prompts(explainer, prompts): # an explainer
     return explainer.with_prompts(prompts)
 
 # %% ../nbs/13_cli.ipynb #45eba939
-def _exported(file, several, **options):
+def _exported(file, beside, several, **options):
     "What a file of `lmac-export` explains with, several recordings at a time or one on all cores; raises `ValueError` for options that it knows nothing of"
-    if (named := options.pop('explainer')) != DEFAULT_EXPLAINER: raise ValueError(f"Recordings are explained by a file, or by an explainer. Found both: --onnx {file} and --explainer {named}.")
+    if beside != DEFAULT_EXPLAINER: raise ValueError(f"Recordings are explained by a file, or by an explainer. Found both: --onnx {file} and --explainer {beside}.")
     if found := [name for name, value in options.items() if value]: raise ValueError(f"--onnx explains by a file, which has no part in {', '.join(f'--{name}' for name in found)}: leave that out, or name the explainer itself with --explainer.")
     from lmac.scale.export import OnnxExplainer
-    return OnnxExplainer(file, 1 if several else None)
+    return OnnxExplainer(file, threads=1 if several else None)
 
 # %% ../nbs/13_cli.ipynb #ad4de230
 def _refuse_other_results(out, files=None):
@@ -235,7 +235,7 @@ def lmac_explain(
         if single and not is_main(): return  # one recording is one process's work
         once = (lambda work: work()) if single else on_main
         (files, labels), out = once(lambda: _asked(paths, Path(out), labels)), Path(out)
-        lmac, threshold = _exported(onnx, not single, explainer=explainer, contrast=contrast, long=long, native_rate=native_rate, prompt=prompt) if onnx else _with_prompts(LMAC.from_pretrained(explainer), prompt), .5 if binary and threshold is None else threshold
+        lmac, threshold = _exported(onnx, explainer, not single, contrast=contrast, long=long, native_rate=native_rate, prompt=prompt) if onnx else _with_prompts(LMAC.from_pretrained(explainer), prompt), .5 if binary and threshold is None else threshold
         options = dict(target=target, threshold=threshold, long=long, native_rate=native_rate, region_threshold=region_threshold) | _several(lmac, target, top)
         options |= {k: v for k, v in dict(contrast=contrast, speed=speed, time_expansion=time_expansion, channel=channel).items() if v is not None}
         with _alone(out):
@@ -447,11 +447,11 @@ def lmac_export(
 ):
     "Write an explainer as ONNX, from waveform to probabilities, mask and sounds, and say how far it is from PyTorch on sounds that tell"
     with one_line_errors('lmac-export'):
-        from lmac.scale.export import compare_onnx, probe_sounds
+        from lmac.scale.export import OPSET, compare_onnx, probe_sounds
         lmac = _with_prompts(LMAC.from_pretrained(explainer), prompt)
         file = lmac.export_onnx(out, length_s=length_s, weights=weights, licence=licence)
         found = compare_onnx(lmac, file, probe_sounds(lmac.sample_rate, length_s or lmac.classifier.duration_s))
-        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {len(lmac.labels)} classes at {lmac.sample_rate} Hz. On {len(found)} sounds probabilities differ from PyTorch's by {found.probabilities.max():.0e} at most, "
+        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {len(lmac.labels)} classes at {lmac.sample_rate} Hz, opset {OPSET}. On {len(found)} sounds probabilities differ from PyTorch's by {found.probabilities.max():.0e} at most, "
               f"masks by {found['mask'].max():.0e}, sounds by {found.sound_db.max():.0f} dB of their level; {'all' if found.same_class.all() else found.same_class.sum()} classes are the same.")
 
 # %% ../nbs/13_cli.ipynb #acf36953

@@ -202,7 +202,7 @@ def sizes_for(cls:MaskDecoder,
     **kwargs, # settings of the `MaskDecoder`; `n_classes` is the number of the classifier's labels unless it is given
 ) -> dict: # all that `MaskDecoder` takes
     "Every size of a decoder for `classifier`, read off one probe forward"
-    n_samples = round(classifier.duration_s * classifier.sample_rate)
+    n_samples = classifier.n_samples
     probe = torch.zeros(1, stft.n_freqs, stft.n_frames(n_samples), device=next(classifier.parameters()).device)
     band_hz = getattr(classifier.front_end, 'frequencies', None)
     if band_hz is None: band_hz = measure_frequencies(classifier, stft)

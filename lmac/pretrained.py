@@ -364,7 +364,7 @@ def load_classifier(
     parts = config['classifier']
     if classifier is not None:
         check_sha256(module_bytes(classifier.model), parts['sha256'], 'The classifier handed in')
-        _check_clip(file, stft, round(classifier.duration_s * classifier.sample_rate), 'yours')
+        _check_clip(file, stft, classifier.n_samples, 'yours')
         return with_answer(classifier, parts.get('answer')), stft, config
     if not parts['architecture']:
         raise ValueError("This explainer was made for a classifier of your own, whose code is not in the folder: "

@@ -624,7 +624,7 @@ def _load(self:L2I, folder:Path) -> L2INetwork:
     if not (folder/'config.json').is_file():
         raise FileNotFoundError(f"No trained L2I in {folder}: no config.json there. Train one with lmac-train l2i.")
     _, stft, config = load_classifier(folder, self.classifier, L2IFolder)
-    with config_errors(folder/'config.json'), torch.no_grad(): logits, maps = self.classifier.with_taps(*stft(torch.zeros(1, round(self.classifier.duration_s * self.classifier.sample_rate), device=next(self.classifier.parameters()).device)))
+    with config_errors(folder/'config.json'), torch.no_grad(): logits, maps = self.classifier.with_taps(*stft(torch.zeros(1, self.classifier.n_samples, device=next(self.classifier.parameters()).device)))
     fits, found = dict(tap_channels=[m.shape[1] for m in maps], n_freqs=stft.n_freqs, n_classes=logits.shape[1]), config['network']
     if wrong := [k for k, v in fits.items() if found[k] != v]: raise ValueError(f"{folder/'config.json'}: network.{wrong[0]} must be {fits[wrong[0]]} for this classifier. Found: {found[wrong[0]]}.")
     return load_weights(lambda: L2INetwork(**found), folder/'l2i.safetensors', config['sha256'])

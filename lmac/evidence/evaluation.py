@@ -183,7 +183,7 @@ def time_decoder(
     batch_size:int=1, # clips at a time
 ) -> dict: # medians `classifier_s`, `decoder_s` in seconds, their `ratio`, `n_repeats`, `batch_size`
     "Time the classifier's forward (front end and network) and the decoder's, on noise of the length of a training clip"
-    n_samples = round(explainer.classifier.duration_s * explainer.sample_rate)
+    n_samples = explainer.classifier.n_samples
     magnitude, phase = explainer.stft(.1 * torch.randn(batch_size, n_samples, device=explainer.device))
     logits, maps = explainer.classifier.with_taps(magnitude, phase)
     turns = dict(classifier_s=lambda: explainer.classifier(magnitude, phase),

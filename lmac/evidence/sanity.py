@@ -142,7 +142,7 @@ def propose_stages(
     ran, layers = [], dict(model.named_modules())
     weighted = [name for name, layer in layers.items() if _has_parameters(layer)]
     hooks = [layers[name].register_forward_hook(lambda m, i, o, name=name: ran.append(name)) for name in {*weighted, *borders}]
-    n_frames = explainer.stft.n_frames(round(classifier.duration_s * classifier.sample_rate))
+    n_frames = explainer.stft.n_frames(classifier.n_samples)
     try: classifier(torch.zeros(1, explainer.stft.n_freqs, n_frames, device=explainer.device))
     finally:
         for hook in hooks: hook.remove()

@@ -412,7 +412,7 @@ class TimeDomainLMAC(LMAC):
 @torch.no_grad()
 def check_parts(self:TimeDomainLMAC):
     "One probe through all parts; raises `ValueError` if they do not fit each other"
-    n = round(self.classifier.duration_s * self.sample_rate)
+    n = self.classifier.n_samples
     x = .01 * torch.randn(1, n, device=self.device, generator=torch.Generator(self.device).manual_seed(0))
     logits, maps = self.classifier.with_taps(*self.stft(x))
     if [m.shape[1] for m in maps] != self.decoder.tap_channels:
@@ -434,7 +434,7 @@ def separate(self:TimeDomainLMAC,
     if contrast is not None: contrast = self.resolve_contrast(contrast, target).expand_as(target)
     def for_each(x): return None if x is None else x.expand(len(target), *x.shape[1:])
     if maps is not None: return self.fast_decoder.separate(for_each(waveform), [for_each(m) for m in maps], target, contrast, for_each(spectrum))
-    size, whole = round(self.classifier.duration_s * self.sample_rate), for_each(waveform)
+    size, whole = self.classifier.n_samples, for_each(waveform)
     found, total, (starts, weight) = torch.zeros_like(whole), torch.zeros_like(whole[0]), fading_windows(whole.shape[1], size, whole.device)
     for start in starts:
         window = slice(start, start + size)

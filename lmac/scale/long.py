@@ -491,7 +491,7 @@ class ExplanationStream:
     @torch.inference_mode()
     def finish(self) -> Tensor: # explanation and residual `(2, time')`
         "The rest; a recording shorter than the classifier's clips is padded with silence for the classifier, as in `LMAC.explain`"
-        last, shortest = self.down.finish().to(self.explainer.device), round(self.explainer.classifier.duration_s * self.explainer.sample_rate)
+        last, shortest = self.down.finish().to(self.explainer.device), self.explainer.classifier.n_samples
         n_samples = self.frames.n_samples + len(last)
         frames = [self.frames.push(F.pad(last, (0, max(0, shortest - n_samples)))), self.frames.finish()]
         first, second = self.masks.push(torch.cat(frames, 1)), self.masks.finish(1 + n_samples // self.explainer.stft.hop_length)
