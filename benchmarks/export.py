@@ -4,6 +4,7 @@ A hundred recordings of ESC-10 (or synthetic scenes) through PyTorch and through
 that has onnxruntime and no PyTorch. Which of forty-five networks of others can be exported (half an hour of its own), and which operator stops those that can't. And the page in headless Chromium: the first visit, another clip, a move of the threshold.
 """
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def summary(compared):
     return dict(same_class=compared.same_class.mean(), probabilities=compared.probabilities.max(), mask=compared['mask'].max(), sound_db=compared.sound_db.max())
 
 
-def comparison(found, lmac, sounds, data, folder, rounds):
+def comparison(found, lmac, sounds, data, folder, rounds, names):
     "What the bundled explainers say as files, of recordings and of sounds that tell"
     named = {str(i): x for i, x in enumerate(sounds)} | probe_sounds(lmac.sample_rate, 5.)
     found['data'] = f'{len(sounds)} clips of {data}, and {len(named) - len(sounds)} made sounds'
@@ -124,16 +125,17 @@ def comparison(found, lmac, sounds, data, folder, rounds):
         print(name, found['explainers'][name], flush=True)
 
 
-def kinds(found, lmac, sounds, data, folder, rounds):
+def kinds(found, lmac, sounds, data, folder, rounds, names):
     "Which networks of others can be exported"
-    found['families'] = {}
+    if not names: found['families'] = {}
     for name, make in families().items():
+        if not re.search(names, name): continue
         start, row = time.perf_counter(), exported(make, folder)
         print(name, f'{time.perf_counter() - start:.0f} s', row, flush=True)
         if row: found['families'][name] = row  # none where its package is not installed
 
 
-def seconds(found, lmac, sounds, data, folder, rounds):
+def seconds(found, lmac, sounds, data, folder, rounds, names):
     "One clip on one thread, beside PyTorch, and in a process of its own"
     for weights in PRECISIONS:
         file = Path(folder, f'{weights}.onnx')
@@ -143,7 +145,7 @@ def seconds(found, lmac, sounds, data, folder, rounds):
         found['weights'].setdefault(weights, {}).update(seconds=s, ratio=s['onnxruntime'] / s['torch'], alone=dict(seconds=float(took), megabytes=float(megabytes), torch=has_torch == 'True'))
 
 
-def page(found, lmac, sounds, data, folder, rounds): found['page'] = page_seconds(str(save_audio(f'{folder}/clip.wav', sounds[:1], lmac.sample_rate)))
+def page(found, lmac, sounds, data, folder, rounds, names): found['page'] = page_seconds(str(save_audio(f'{folder}/clip.wav', sounds[:1], lmac.sample_rate)))
 
 
 PARTS = dict(comparison=comparison, families=kinds, seconds=seconds, page=page)
@@ -155,6 +157,7 @@ def main(
     parts:Param('What to measure', str, choices=list(PARTS), nargs='+')=tuple(PARTS),
     n:int=100, # clips to compare
     rounds:int=9, # of each timing
+    names:str='', # of the part `families`, those in whose names this regular expression is found; the others stay as they were
 ):
     "Measure what exported explainers say, what they cost, and which can be"
     torch.set_num_threads(1)
@@ -166,7 +169,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         for weights in PRECISIONS: lmac.export_onnx(f'{folder}/{weights}.onnx', weights=weights)
         for part in parts:
-            PARTS[part](found, lmac, sounds, data, folder, rounds)
+            PARTS[part](found, lmac, sounds, data, folder, rounds, names)
             write_atomically(out, json.dumps(found, indent=1).encode())
     for weights, row in found['weights'].items(): print(weights, row)
     if 'page' in found: print({k: round(x['median'], 3) for k, x in found['page'].items()})

@@ -3,7 +3,7 @@
 # as are the 400 samples (25 ms at 16 kHz) of networks for speech. In double precision the same operator is right to 266 dB and more.
 # Expected: one precision, one accuracy. Seen: 35 dB between sizes of about the same length; a network that takes logarithms hears the quiet bins.
 #
-# In lmac: graphs compute this one step in double precision and go on in single (`graph_stft`, nbs/scale/export.ipynb); it takes a twentieth more time.
+# In lmac: graphs of networks on waveforms, and of sizes that are no power of two, compute this one step in double precision and go on in single (`graph_stft`, nbs/scale/export.ipynb).
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

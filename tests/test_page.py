@@ -531,6 +531,44 @@ def test_a_recording_of_ones_own(driver, address):
     finally: browser.close()
 
 
+def in_double(graph):
+    "The sound of a graph by way of double precision"
+    from onnx import TensorProto, helper
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name == "waveform": node.input[i] = "once more single"
+    graph.node.insert(0, helper.make_node("Cast", ["doubled"], ["once more single"], to=TensorProto.FLOAT))
+    graph.node.insert(0, helper.make_node("Add", ["widened", "widened"], ["doubled"]))
+    graph.node.insert(0, helper.make_node("Cast", ["waveform"], ["widened"], to=TensorProto.DOUBLE))
+
+
+def test_by_webgpu(driver, address, own, sound):
+    "By the adapter that Chromium computes itself, where there is no graphics card: the same as by WebAssembly, several stretches and a threshold included"
+    adapter = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--use-vulkan=swiftshader", "--enable-features=Vulkan,WebGPU", "--ignore-gpu-blocklist"]
+    browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*(flag for flag in FLAGS if flag != "--disable-gpu"), *adapter])
+    try:
+        v = Visit(browser.new_page(), address)
+        if not v.page.evaluate("navigator.gpu?.requestAdapter().then((adapter) => !!adapter) ?? false"): pytest.skip("This Chromium offers no WebGPU.")
+        v.drop(own("stretches.onnx", length=16000))
+        v.drop(sound("dog.wav", 3, {"dog": 0}))
+        assert "WebAssembly" in v.page.inner_text("#about")
+        by_processor = v.heard()
+        v.page.evaluate("document.body.dataset.state = 'asked'")
+        v.page.click("#gpu")
+        v.wait("judged")
+        assert not v.error and "WebGPU" in v.page.inner_text("#about") and "stretches.onnx" in v.page.inner_text("#about")
+        for name, x in v.heard().items():
+            if isinstance(x, np.ndarray): np.testing.assert_allclose(x, by_processor[name], atol=1e-3, err_msg=name)
+        v.page.evaluate("document.body.dataset.state = 'asked'")
+        v.page.click("#soft")
+        v.wait("judged")
+        assert not v.error and v.page.evaluate("lmacTryIt.answer.threshold") is not None
+        v.drop(own("double.onnx", in_double))   # which the runtime of graphics cards does not know
+        assert not v.error and "WebAssembly" in v.page.inner_text("#about") and "double.onnx" in v.page.inner_text("#about")
+        assert not v.complaints
+    finally: browser.close()
+
+
 def test_nothing_is_loaded_before_it_is_asked_for_and_no_more_than_fifteen_megabytes(browser, address):
     context = browser.new_context()
     page, sizes = context.new_page(), {}

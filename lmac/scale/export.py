@@ -41,11 +41,13 @@ _stft = torch.stft
 def graph_stft(
     input:Tensor, # `(..., time)`; arguments as of `torch.stft`, which this stands for
     n_fft:int, hop_length:int=None, win_length:int=None, window:Tensor=None, center:bool=True, pad_mode:str='reflect', normalized:bool=False, onesided:bool=None, return_complex:bool=None, align_to_window=None,
+    double:bool=True, # compute in double precision inside; other sizes than powers of two always
 ) -> Tensor: # complex `(..., freq, frame)`
-    "`torch.stft` of real numbers by ONNX's operator, in double precision inside"
+    "`torch.stft` of real numbers by ONNX's operator"
     hop_length, window, x = hop_length or n_fft // 4, _widened(window, n_fft, win_length or n_fft), input.reshape(-1, input.shape[-1])
     if center: x = F.pad(x[:, None], (n_fft // 2, n_fft // 2), mode=pad_mode)[:, 0]
-    found = torch.view_as_real(_stft(x.double(), n_fft, hop_length, n_fft, window.double(), center=False, return_complex=True)).to(input.dtype)
+    if double or not is_power_of_two(n_fft): x, window = x.double(), window.double()
+    found = torch.view_as_real(_stft(x, n_fft, hop_length, n_fft, window, center=False, return_complex=True)).to(input.dtype)
     found = (found / n_fft**.5 if normalized else found).reshape(*input.shape[:-1], *found.shape[1:])
     return torch.view_as_complex(found) if return_complex else found
 
@@ -78,9 +80,12 @@ def graph_istft(
     return _assembled(frames, _widened(window, n_fft, win_length or n_fft), hop_length or n_fft // 4, center, length).reshape(*input.shape[:-2], -1)
 
 @contextmanager
-def exportable_transforms():
+def exportable_transforms(
+    double:bool=True, # as for `graph_stft`
+):
     "Inside, `torch.stft` and `torch.istft` are `graph_stft` and `graph_istft`, whoever calls them: the front ends of others as well as our own"
-    with replaced('torch.stft', graph_stft), replaced('torch.Tensor.stft', graph_stft), replaced('torch.istft', graph_istft): yield
+    def forward(*args, **options): return graph_stft(*args, double=double, **options)
+    with replaced('torch.stft', forward), replaced('torch.Tensor.stft', forward), replaced('torch.istft', graph_istft): yield
 
 # %% ../../nbs/scale/export.ipynb #d68300bd
 def two_sounds(
@@ -237,7 +242,7 @@ def _program(explainer, length, fixed, together):
     batch, time = {0: any_size} if together else {}, {} if fixed else {1: any_size}
     sizes, given = dict(waveform=batch | time, class_index=batch, threshold={}), (clips, torch.full((len(clips),), -1), torch.tensor(-1.))
     if explainer.classifier.padded_s: sizes, given = sizes | dict(n_samples={}), (*given, torch.tensor(length))
-    with torch.no_grad(), exportable_transforms():
+    with torch.no_grad(), exportable_transforms(double=explainer.classifier.uses_phase):
         return torch.onnx.export(ExplainerGraph(explainer).eval(), given, dynamo=True, dynamic_shapes=sizes, opset_version=OPSET, external_data=False, verbose=False, input_names=list(sizes), output_names=OUTPUTS)
 
 # %% ../../nbs/scale/export.ipynb #39d975b5

@@ -38,15 +38,23 @@ async function runtime(gpu) {
   ort = made                                                // only now, so that what could not be loaded is loaded the next time
 }
 
+async function prepared(data) {
+  try { return await ort.InferenceSession.create(data, { executionProviders: providers, logSeverityLevel: 3 }) }
+  catch (e) {
+    if (providers[0] === 'wasm') throw new Error(`This explainer can't be computed in a browser: ${line(e)}`)
+    ort = null                                              // that of graphics cards knows no double precision, which networks on waveforms need
+    await runtime(false)
+    return prepared(data)
+  }
+}
+
 async function load({ file, gpu, number }) {
   if (version !== self.VERSION) throw new Error('There is a new version of this page. Load it again.')   // which came between the page and this worker
   const bytes = file ? new Uint8Array(file) : null, given = bytes && (await readExplainer(bytes))   // before anything large is loaded
   await runtime(gpu)
   const data = bytes ?? (await fetched('vendor/explainer.onnx', 0.4, 0.5, () => number === asked)), said = given ?? (await readExplainer(data))
   say('progress', { what: 'preparing', share: 0.95 })
-  let made
-  try { made = await ort.InferenceSession.create(data, { executionProviders: providers, logSeverityLevel: 3 }) }
-  catch (e) { throw new Error(`This explainer can't be computed in a browser: ${line(e)}`) }
+  const made = await prepared(data)
   await session?.release()
   ;[session, about, stft, runs] = [made, said, new STFT(said.stft), null]
   say('loaded', { about, provider: providers[0] })
