@@ -85,6 +85,7 @@ def test_the_bundled_ones(exported, name):
     agrees(explainer, file, **(dict(mask=1) if name == "esc10-time-domain" else {}))   # whose mask is a ratio of two spectrograms: beside a tone, of nothing to nothing
     of_scenes = compare_onnx(explainer, file, {name: make_scene({name: 0, "rain": -8}, 5.).waveform[0] for name in ("dog", "rooster", "siren")})
     assert of_scenes["mask"].max() < 1e-3 and of_scenes.sound_db.max() < -60
+    is_rounded(explainer, OnnxExplainer(file))
     about = OnnxExplainer(file).about
     assert about["labels"] == explainer.labels and about["sample_rate"] == 16000 and about["licence"] == "apache-2.0"
     assert onnx.load(file).opset_import[0].version == about["opset"] == 20
@@ -96,8 +97,37 @@ def test_filter_banks_and_several_classes_at_once(tmp_path):
     torch.manual_seed(0)
     explainer = TimeDomainLMAC.for_classifier(bundled.classifier, stft=bundled.stft, architecture="filter_bank")
     agrees(explainer, explainer.export_onnx(tmp_path/"bank.onnx", length_s=5.), mask=1)   # a ratio of two spectrograms, which beside a tone is one of nothing to nothing
-    by_file = OnnxExplainer(tmp_path/"bank.onnx")
-    with pytest.raises(ValueError, match="no mask to round"): by_file.run(torch.randn(1, 80000), threshold=.5)
+    is_rounded(explainer, OnnxExplainer(tmp_path/"bank.onnx"))
+
+
+def is_rounded(explainer, by_file):
+    "A mask that is rounded is one of the input's spectrogram, also where what is soft is a waveform"
+    sound = make_scene({"dog": 0, "rain": -8}, 5.).waveform
+    soft = by_file.run(sound, 0)
+    at = soft["mask"].median().item()
+    found, want = by_file.run(sound, 0, at), explainer.explain(sound, 16000, 0, threshold=at)
+    mask = found["mask"]
+    assert mask.unique().tolist() == [0., 1.] and (mask[0] != want.mask).float().mean() < 1e-3 and .4 < mask.mean() < .6   # a few lie at the threshold
+    spectrum = explainer.stft.analyse(sound)
+    for name, kept in dict(masked_in=mask, masked_out=1 - mask).items():
+        heard = explainer.stft.synthesise(spectrum * kept, sound.shape[-1])
+        by_mask, by_waveform = (20 * torch.log10((found[name] - x).norm() / sound.norm()) for x in (heard, soft[name]))
+        assert by_mask < -80 and by_waveform > -40, (name, by_mask, by_waveform)
+    assert found["probabilities_masked_in"][0, 0] == pytest.approx(want.probability_masked_in, abs=1e-2)
+
+
+def test_waveforms_of_a_network_that_hears_the_beginning(tmp_path):
+    torch.manual_seed(0)
+    class Beginning(Speech):
+        def forward(self, x): return super().forward(x[:, :24000])
+    explainer = TimeDomainLMAC.for_classifier(Beginning(), sample_rate=16000, duration_s=1., architecture="filter_bank")
+    assert explainer.classifier.heard_s == pytest.approx(1.5, abs=.05)
+    by_file = OnnxExplainer(explainer.export_onnx(tmp_path/"beginning.onnx"))
+    sound = make_scene({"dog": 0, "rain": -8}, 3.).waveform
+    for threshold in (None, .2):
+        want, found = explainer.explain(sound, 16000, threshold=threshold), by_file.explain(sound, 16000, threshold=threshold)
+        assert not found.mask[:, found.heard_frames:].any() and found.mask[:, :found.heard_frames].any()
+        assert 20 * torch.log10((found.masked_in - want.masked_in).norm() / sound.norm()) < -50
 
 
 def test_batches_and_classes(exported):

@@ -273,6 +273,20 @@ def test_classes_threshold_and_a_link_that_keeps_them(visit, lmac, address):
     assert again.says == v.says and again.heard()["target"] == heard["target"]
 
 
+def test_waveforms_are_rounded_as_well(visit, sound, tmp_path):
+    "Of an explainer in the time domain, whose soft explanations are waveforms, a threshold makes masks of the input's spectrogram"
+    separates = LMAC.from_pretrained("esc10-time-domain")
+    v = visit()
+    v.drop(separates.export_onnx(tmp_path/"time_domain.onnx"))
+    v.drop(sound("dog and rain.wav", 5, {"dog": 0, "rain": -8}))
+    as_python(separates, v.heard())
+    v.page.evaluate("document.body.dataset.state = 'asked'")
+    v.page.click("#soft")
+    v.wait("judged")
+    assert v.page.evaluate("lmacTryIt.answer.threshold") == .5
+    as_python(separates, v.heard(), .5)
+
+
 def test_what_it_plays_is_what_it_explained(visit, lmac):
     v = visit()
     v.page.click("#scenes button >> nth=1")

@@ -493,10 +493,15 @@ def draw_windows(self:TimeDomainLMAC, magnitude, phase, maps, target, contrast=N
 # %% ../../nbs/models/time_domain.ipynb #34c70eab
 @patch
 def graph_parts(self:TimeDomainLMAC, waveform, spectrum, maps, target, threshold, n_samples): # ratio, and the spectra of both parts one behind the other
-    "What an [exported](../scale/export.ipynb) file computes; arguments as for `LMAC.graph_parts`, of which there is no threshold. Raises `ValueError` where the classifier hears a part only"
-    if self.hears_a_part: raise ValueError("it hears a part of each clip, where its parts are no waveforms of their own")
+    "What an [exported](../scale/export.ipynb) file computes; arguments as for `LMAC.graph_parts`. Rounded, or where the classifier hears a part only, the ratio is a mask on the input's spectrogram, as in `draw_clips`"
     inside = self.stft.analyse(self.fast_decoder.separate(waveform, maps, target, spectrum=spectrum))
-    return (inside.abs() / spectrum.abs().clamp_min(1e-6)).clamp(0, 1), torch.cat([inside, spectrum - inside])
+    mask = (inside.abs() / spectrum.abs().clamp_min(1e-6)).clamp(0, 1)
+    mask = torch.where(threshold < 0, mask, (mask > threshold).to(mask))
+    if self.hears_a_part: mask = mask * self.heard(spectrum.abs(), None, target, n_samples)
+    masked = torch.view_as_real(spectrum) * mask[..., None]
+    if not self.hears_a_part: masked = torch.where(threshold < 0, torch.view_as_real(inside), masked)
+    masked = torch.complex(masked[..., 0], masked[..., 1])
+    return mask, torch.cat([masked, spectrum - masked])
 
 # %% ../../nbs/models/time_domain.ipynb #686b5f9f
 DECODERS = {d.architecture: d for d in (FilterBankDecoder, ComplexMaskDecoder)}

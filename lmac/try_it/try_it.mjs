@@ -152,11 +152,12 @@ function fail(text) {                                       // back to what was 
   if (state.asked.samples && worker && (state.asked !== state.shown || !state.judged)) again(false); else settle()
 }
 function follow(mine) {                                     // what a link asks for, of the first recording
-  const { threshold, label } = linked, { labels, rounds } = state.about, left = []
+  const { threshold, label } = linked, { labels } = state.about
   linked = {}
-  if (threshold !== undefined && mine.threshold === null) { if (rounds) mine.threshold = threshold; else left.push('This explainer has no threshold: that of the link is left out.') }
-  if (label !== undefined) { if (labels.includes(label)) mine.target = labels.indexOf(label); else left.push(`The explainer has no class '${label}': that of the link is left out.`) }
-  if (left.length) note(left.join(' '))
+  if (threshold !== undefined) mine.threshold ??= threshold
+  if (label === undefined) return
+  if (labels.includes(label)) mine.target = labels.indexOf(label)
+  else note(`The explainer has no class '${label}': that of the link is left out.`)
 }
 function ask(mine, minutes) {
   const samples = mono(mine.audio, Math.min(mine.audio.length, Math.round(MINUTE * minutes * mine.audio.sampleRate), MOST))
@@ -217,7 +218,6 @@ function show(answer) {
     return b
   }))
   if (focused !== undefined) $('classes').querySelector(`[data-target="${focused}"]`)?.focus()
-  for (const e of [$('threshold-label'), $('soft').parentElement, $('threshold-value')]) e.hidden = !about.rounds
   slide(mine.threshold)
   const { audio, samples } = mine, whole = audio.length / audio.sampleRate, slowest = speeds(answer.seconds)[0], view = $('player').querySelector('.lmac-view')
   $('more').hidden = audio.length <= samples.length || samples.length >= MOST

@@ -105,7 +105,7 @@ function sounds(threshold) {                                  // of both parts
 
 // First what is heard and seen, at once; then what the classifier says to it, which takes as long as the explanation did. To the latest wish, and once.
 async function answer() {
-  const { id, turn } = wish, threshold = about.rounds ? wish.threshold : null
+  const { id, turn, threshold } = wish
   if (turn === answered) return
   if (runs?.id !== id) return say('lost', { turn })
   answered = turn
