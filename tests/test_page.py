@@ -570,7 +570,7 @@ def test_by_webgpu(driver, address, own, sound):
         v.page.evaluate("document.body.dataset.state = 'asked'")
         v.page.click("#gpu")
         v.wait("judged")
-        assert not v.error and "WebGPU" in v.page.inner_text("#about") and "stretches.onnx" in v.page.inner_text("#about")
+        assert not v.error and "by WebGPU" in v.page.inner_text("#about") and "stretches.onnx" in v.page.inner_text("#about")
         for name, x in v.heard().items():
             if isinstance(x, np.ndarray): np.testing.assert_allclose(x, by_processor[name], atol=1e-3, err_msg=name)
         v.page.evaluate("document.body.dataset.state = 'asked'")
@@ -578,7 +578,9 @@ def test_by_webgpu(driver, address, own, sound):
         v.wait("judged")
         assert not v.error and v.page.evaluate("lmacTryIt.answer.threshold") is not None
         v.drop(own("double.onnx", in_double))   # which the runtime of graphics cards does not know
-        assert not v.error and "WebAssembly" in v.page.inner_text("#about") and "double.onnx" in v.page.inner_text("#about")
+        assert not v.error and "WebAssembly, since WebGPU can't" in v.page.inner_text("#about") and "double.onnx" in v.page.inner_text("#about")
+        v.drop(own("stretches.onnx", length=16000))
+        assert not v.error and "by WebGPU" in v.page.inner_text("#about")   # once more
         assert not v.complaints
     finally: browser.close()
 

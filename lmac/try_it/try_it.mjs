@@ -71,11 +71,11 @@ function reload() {                                         // what is there, or
 const WHAT = { loading: 'Loading the explainer, once …', preparing: 'Preparing the explainer …', explaining: 'Explaining …' }
 const heard = {
   progress: ({ what, share }) => { status(WHAT[what]); busy(share) },
-  loaded: ({ about, provider }) => {
+  loaded: ({ about, by }) => {
     const mine = ready = waiting.shift(), other = mine.own !== state.own
     Object.assign(state, { about, own: mine.own })
     const whose = mine.own ? mine.own.name : self.SERVED ? 'The explainer that is served here' : 'The explainer of the classifier of ten sounds of ESC-10'
-    $('about').textContent = `${whose}: ${about.labels.length} classes at ${about.sample_rate} Hz; licence ${about.licence}; computed by ${provider === 'webgpu' ? 'WebGPU' : 'WebAssembly'}. ${about.untrained ? `${UNTRAINED} ` : ''}${about.labels.slice(0, 12).join(', ')}${about.labels.length > 12 ? ' …' : ''}`
+    $('about').textContent = `${whose}: ${about.labels.length} classes at ${about.sample_rate} Hz; licence ${about.licence}; computed by ${by}. ${about.untrained ? `${UNTRAINED} ` : ''}${about.labels.slice(0, 12).join(', ')}${about.labels.length > 12 ? ' …' : ''}`
     if (other) clear()
     mine.done()
   },

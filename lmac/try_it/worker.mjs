@@ -4,7 +4,8 @@ import { STFT, base64, joined, readExplainer, remask, stretches, wav } from './e
 
 const FADE_S = 0.01, WIDEST = 16384                          // pixels of a picture: more than that not every browser has
 const STALE = new Error('Something else was asked for meanwhile.')
-let ort = null, providers = ['wasm'], session = null, about = null, stft = null, runs = null   // `runs`: of the recording in hand, a stretch each
+const runtimes = {}                                          // by name, as they are loaded
+let ort = null, session = null, about = null, stft = null, runs = null   // `runs`: of the recording in hand, a stretch each
 let wish = { id: 0, turn: 0, threshold: null }, answered = 0, asked = 0   // what is wanted now: which explanation, rounded where, and the how manieth question that is; `asked`: explainers, so far
 
 const say = (kind, more = {}) => postMessage({ kind, ...more })
@@ -28,36 +29,35 @@ async function fetched(name, from, share, current = () => true) {
   return new Uint8Array(await whole.arrayBuffer())
 }
 
-async function runtime(gpu) {
-  if (ort) return
-  const adapter = gpu && (await navigator.gpu?.requestAdapter().catch(() => null)), name = adapter ? 'ort-gpu' : 'ort'
+async function runtime(name) {
+  if (runtimes[name]) return runtimes[name]
   const program = await fetched(`vendor/${name}.wasm.gz`, 0, 0.4), made = await import(`./vendor/${name}.mjs`)
   Object.assign(made.env.wasm, { numThreads: 1, proxy: false, wasmBinary: program.buffer })
   made.env.logLevel = 'error'
-  providers = adapter ? ['webgpu', 'wasm'] : ['wasm']
-  ort = made                                                // only now, so that what could not be loaded is loaded the next time
+  return (runtimes[name] = made)                            // only now, so that what could not be loaded is loaded the next time
 }
 
-async function prepared(data) {
-  try { return await ort.InferenceSession.create(data, { executionProviders: providers, logSeverityLevel: 3 }) }
+// A session for a file, by the graphics card where `adapter`. Its runtime knows no double precision, which networks on waveforms need: what it can't load, the other one takes.
+async function prepared(data, adapter) {
+  const made = await runtime(adapter ? 'ort-gpu' : 'ort')
+  try { return [made, adapter, await made.InferenceSession.create(data, { executionProviders: adapter ? ['webgpu', 'wasm'] : ['wasm'], logSeverityLevel: 3 })] }
   catch (e) {
-    if (providers[0] === 'wasm') throw new Error(`This explainer can't be computed in a browser: ${line(e)}`)
-    ort = null                                              // that of graphics cards knows no double precision, which networks on waveforms need
-    await runtime(false)
-    return prepared(data)
+    if (adapter) return prepared(data, false)
+    throw new Error(`This explainer can't be computed in a browser: ${line(e)}`)
   }
 }
 
 async function load({ file, gpu, number }) {
   if (version !== self.VERSION) throw new Error('There is a new version of this page. Load it again.')   // which came between the page and this worker
   const bytes = file ? new Uint8Array(file) : null, given = bytes && (await readExplainer(bytes))   // before anything large is loaded
-  await runtime(gpu)
+  const adapter = gpu && !!(await navigator.gpu?.requestAdapter().catch(() => null))
+  await runtime(adapter ? 'ort-gpu' : 'ort')
   const data = bytes ?? (await fetched('vendor/explainer.onnx', 0.4, 0.5, () => number === asked)), said = given ?? (await readExplainer(data))
   say('progress', { what: 'preparing', share: 0.95 })
-  const made = await prepared(data)
+  const [made, card, one] = await prepared(data, adapter)
   await session?.release()
-  ;[session, about, stft, runs] = [made, said, new STFT(said.stft), null]
-  say('loaded', { about, provider: providers[0] })
+  ;[ort, session, about, stft, runs] = [made, one, said, new STFT(said.stft), null]
+  say('loaded', { about, by: card ? 'WebGPU' : adapter ? "WebAssembly, since WebGPU can't" : 'WebAssembly' })
 }
 const line = (e) => String(e?.message ?? e).split('\n')[0].slice(0, 200)
 
