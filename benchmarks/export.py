@@ -113,7 +113,7 @@ def summary(compared):
     return dict(same_class=compared.same_class.mean(), probabilities=compared.probabilities.max(), mask=compared['mask'].max(), sound_db=compared.sound_db.max())
 
 
-def comparison(found, lmac, sounds, data, folder, rounds, names):
+def comparison(found, lmac, sounds, data, folder, **_):
     "What the bundled explainers say as files, of recordings and of sounds that tell"
     named = {str(i): x for i, x in enumerate(sounds)} | probe_sounds(lmac.sample_rate, 5.)
     found['data'] = f'{len(sounds)} clips of {data}, and {len(named) - len(sounds)} made sounds'
@@ -125,7 +125,7 @@ def comparison(found, lmac, sounds, data, folder, rounds, names):
         print(name, found['explainers'][name], flush=True)
 
 
-def kinds(found, lmac, sounds, data, folder, rounds, names):
+def kinds(found, folder, names, **_):
     "Which networks of others can be exported"
     if not names: found['families'] = {}
     for name, make in families().items():
@@ -135,7 +135,7 @@ def kinds(found, lmac, sounds, data, folder, rounds, names):
         if row: found['families'][name] = row  # none where its package is not installed
 
 
-def seconds(found, lmac, sounds, data, folder, rounds, names):
+def seconds(found, lmac, sounds, folder, rounds, **_):
     "One clip on one thread, beside PyTorch, and in a process of its own"
     for weights in PRECISIONS:
         file = Path(folder, f'{weights}.onnx')
@@ -145,7 +145,7 @@ def seconds(found, lmac, sounds, data, folder, rounds, names):
         found['weights'].setdefault(weights, {}).update(seconds=s, ratio=s['onnxruntime'] / s['torch'], alone=dict(seconds=float(took), megabytes=float(megabytes), torch=has_torch == 'True'))
 
 
-def page(found, lmac, sounds, data, folder, rounds, names): found['page'] = page_seconds(str(save_audio(f'{folder}/clip.wav', sounds[:1], lmac.sample_rate)))
+def page(found, lmac, sounds, folder, **_): found['page'] = page_seconds(str(save_audio(f'{folder}/clip.wav', sounds[:1], lmac.sample_rate)))
 
 
 PARTS = dict(comparison=comparison, families=kinds, seconds=seconds, page=page)
@@ -169,7 +169,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         for weights in PRECISIONS: lmac.export_onnx(f'{folder}/{weights}.onnx', weights=weights)
         for part in parts:
-            PARTS[part](found, lmac, sounds, data, folder, rounds, names)
+            PARTS[part](found=found, lmac=lmac, sounds=sounds, data=data, folder=folder, rounds=rounds, names=names)
             write_atomically(out, json.dumps(found, indent=1).encode())
     for weights, row in found['weights'].items(): print(weights, row)
     if 'page' in found: print({k: round(x['median'], 3) for k, x in found['page'].items()})

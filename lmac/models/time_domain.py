@@ -495,13 +495,11 @@ def draw_windows(self:TimeDomainLMAC, magnitude, phase, maps, target, contrast=N
 def graph_parts(self:TimeDomainLMAC, waveform, spectrum, maps, target, threshold, n_samples): # ratio, and the spectra of both parts one behind the other
     "What an [exported](../scale/export.ipynb) file computes; arguments as for `LMAC.graph_parts`. Rounded, or where the classifier hears a part only, the ratio is a mask on the input's spectrogram, as in `draw_clips`"
     inside = self.stft.analyse(self.fast_decoder.separate(waveform, maps, target, spectrum=spectrum))
-    mask = (inside.abs() / spectrum.abs().clamp_min(1e-6)).clamp(0, 1)
-    mask = torch.where(threshold < 0, mask, (mask > threshold).to(mask))
-    if self.hears_a_part: mask = mask * self.heard(spectrum.abs(), None, target, n_samples)
-    masked = torch.view_as_real(spectrum) * mask[..., None]
-    if not self.hears_a_part: masked = torch.where(threshold < 0, torch.view_as_real(inside), masked)
-    masked = torch.complex(masked[..., 0], masked[..., 1])
-    return mask, torch.cat([masked, spectrum - masked])
+    ratio = (inside.abs() / spectrum.abs().clamp_min(1e-6)).clamp(0, 1)
+    mask, parts = self.graph_masked(ratio, spectrum, target, threshold, n_samples)
+    if self.hears_a_part: return mask, parts
+    waveforms = torch.cat([inside, spectrum - inside])
+    return mask, torch.view_as_complex(torch.where(threshold < 0, torch.view_as_real(waveforms), torch.view_as_real(parts)))
 
 # %% ../../nbs/models/time_domain.ipynb #686b5f9f
 DECODERS = {d.architecture: d for d in (FilterBankDecoder, ComplexMaskDecoder)}

@@ -130,14 +130,19 @@ def graph_parts(self:LMAC,
     n_samples, # of the clips themselves, a number or a scalar
 ) -> tuple: # mask `(batch, freq, frame)`; spectra `(2 · batch, freq, frame)` of what is masked in, and of what is masked out
     "What a mask lets through, and what it does not"
-    mask, magnitude = self.predict_mask(maps, spectrum.shape[-1], target), spectrum.abs()
-    mask = torch.where(threshold < 0, mask, (mask > threshold).to(mask))
+    return self.graph_masked(self.predict_mask(maps, spectrum.shape[-1], target), spectrum, target, threshold, n_samples)
+
+@patch
+def graph_masked(self:LMAC, mask, spectrum, target, threshold, n_samples): # as `graph_parts`, which has the shapes
+    "A mask, rounded where that is asked for, and without what the classifier does not hear; and what it makes of a spectrum"
+    mask, magnitude = torch.where(threshold < 0, mask, (mask > threshold).to(mask)), spectrum.abs()
     if self.hears_a_part: mask = mask * self.heard(magnitude, None, target, n_samples)
     both = torch.cat([magnitude, magnitude])
     gain = apply_mask(both, torch.cat([mask, 1 - mask]), self.domain) / both.clamp_min(1e-20)
     parts = torch.view_as_real(torch.cat([spectrum, spectrum])) * gain[..., None]
     return mask, torch.complex(parts[..., 0], parts[..., 1])
 
+# %% ../../nbs/scale/export.ipynb #2d9161f6
 class ExplainerGraph(nn.Module):
     "All of an explanation as one function of tensors"
     def __init__(self, explainer:LMAC):
@@ -171,6 +176,7 @@ def _why_not(error):
     "The operator that stopped an export, in a line"
     said = ' '.join(str(e) for e in _chain(error))
     if found := re.search(r"(?:op='|OpOverload: |torch\.ops\.|No ONNX function found for <[^']*')([\w.]*aten[\w.:]*|\w+[.:]+\w+[\w.]*)", said): return f"PyTorch's exporter does not take the operator {found[1].replace('::', '.')}, or not for any length of clips"
+    if found := re.search(r"while running (\w+) node", said): return f"onnxruntime can't compute the operator {found[1]} of its graph, or not for any length of clips"
     cause = error.__cause__ or error
     said = ' '.join(str(cause).split())[:300].rstrip('.')
     return said if type(cause) is ValueError and cause is error else f"{type(cause).__name__}: {said}"
